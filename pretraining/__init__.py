@@ -1,0 +1,1 @@
+"""Making the small base model that the repository ships."""

@@ -1,0 +1,214 @@
+"""The command line: train, predict and validate without any service."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sam3_lora import config as configuration
+from sam3_lora.errors import ConfigError, Sam3LoraError
+from sam3_lora.events import Event, EventType
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from sam3_lora.training.run import Report, Stop
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA fine-tuning of SAM3 on COCO-format data.")
+console = Console(stderr=True)
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class ConsoleReporter:
+    """Shows a run: a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]:.3g}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.lines = 0
+
+    def __call__(self, event: Event) -> None:
+        if event.type is EventType.PROGRESS:
+            self._show_progress(event.data)
+        elif event.message:
+            style = {"warning": "yellow", "error": "red"}.get(event.level, "")
+            self.progress.console.print(event.message, style=style, highlight=False)
+
+    def _show_progress(self, data: dict[str, Any]) -> None:
+        shown: dict[str, Any] = {"epoch": f"{data['epoch']}/{data['epochs']}", "loss": data["loss"] or float("nan")}
+        if self.task is None:
+            self.task = self.progress.add_task("training", total=data["steps"], **shown)
+        self.progress.update(self.task, completed=data["step"], **shown)
+        if not console.is_terminal and data["percent"] >= self.lines * 10:
+            self.lines = int(data["percent"] // 10) + 1
+            console.print(
+                f"epoch {shown['epoch']} step {data['step']}/{data['steps']} loss {shown['loss']:.4g} "
+                f"{data['images_per_s']:.2f} images/s, {data['eta_s']:.0f} s left",
+                highlight=False,
+            )
+
+
+class _Interrupt:
+    """First Ctrl-C saves and leaves; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def __call__(self) -> Stop | None:
+        from sam3_lora.training.run import Stop
+
+        return Stop.INTERRUPT if self.asked else None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        console.print("saving a checkpoint; press Ctrl-C again to stop at once", style="yellow")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option("--config", "-c", help="YAML run configuration.")],
+    resume: Annotated[Path | None, typer.Option(help="Run directory or checkpoint folder to go on from.")] = None,
+) -> None:
+    """Train an adapter as a YAML configuration says."""
+    _quiet()
+    try:
+        run_config = configuration.load(config)
+        from sam3_lora.training.run import InterruptedRunError
+        from sam3_lora.training.run import train as run
+    except ConfigError as error:
+        _fail(error, EXIT_USAGE)
+    reporter = ConsoleReporter()
+    try:
+        with reporter.progress:
+            report = run(run_config, reporter=reporter, should_stop=_Interrupt(), resume=resume)
+    except InterruptedRunError as error:
+        where = (
+            "nothing was trained yet" if error.checkpoint is None else f"go on with --resume {run_config.output.dir}"
+        )
+        console.print(f"interrupted; {where}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except Sam3LoraError as error:
+        _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    _show_report(report, run_config.output.dir)
+
+
+@app.command()
+def predict(
+    image: Annotated[Path, typer.Option(help="Image file.")],
+    prompt: Annotated[list[str], typer.Option(help="What to find; may be repeated.")],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter folder; without it the base model answers.")] = None,
+    base: Annotated[str, typer.Option(help="Base model where no adapter is given: sam3 or sam3-tiny.")] = "sam3",
+    checkpoint: Annotated[Path | None, typer.Option(help="Official weights (sam3.pt) instead of the hub.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.5,
+    output: Annotated[Path | None, typer.Option(help="PNG to draw the detections on.")] = None,
+) -> None:
+    """Find prompts in an image; prints COCO results as JSON."""
+    _quiet()
+    from sam3_lora.data.images import read_rgb
+    from sam3_lora.evaluation.coco_metrics import to_results
+    from sam3_lora.evaluation.overlay import draw_instances
+    from sam3_lora.evaluation.predict import open_predictor
+
+    try:
+        predictor, _ = open_predictor(adapter, base=base, checkpoint=checkpoint)
+        pixels = read_rgb(image)
+        found = predictor.predict(pixels, prompt, min_score=threshold)
+    except Sam3LoraError as error:
+        _fail(error, EXIT_FAILED)
+    answers = []
+    for number, (text, detections) in enumerate(zip(prompt, found, strict=True), start=1):
+        results = to_results(detections, 1, number)
+        for entry in results:
+            entry["segmentation"]["counts"] = entry["segmentation"]["counts"].decode()
+        answers.append({"prompt": text, "presence": detections.presence, "detections": results})
+    sys.stdout.write(json.dumps({"image": str(image), "answers": answers}) + "\n")
+    if output is not None:
+        masks = [m.numpy() for d in found for m in (d.masks_KHW if d.masks_KHW is not None else [])]
+        labels = [f"{t} {s:.2f}" for t, d in zip(prompt, found, strict=True) for s in d.scores_K.tolist()]
+        colours = [number for number, d in enumerate(found) for _ in d.scores_K]
+        draw_instances(pixels, masks, labels, colours, width=max(480, pixels.shape[1])).save(output)
+
+
+@app.command()
+def validate(
+    folder: Annotated[Path, typer.Argument(help="Folder with a COCO dataset.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Check a dataset: every fault with its place. Exit code 1 if it cannot be trained on."""
+    from sam3_lora.coco.validate import validate_isolated
+
+    report = validate_isolated(folder).to_dict()
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        for issue in report["issues"]:
+            where = " ".join(str(issue[key]) for key in ("file", "image", "pointer") if issue[key])
+            console.print(f"{issue['severity']}: {issue['code']}: {issue['message']} [{where}]", markup=False)
+        summary = report["summary"]
+        console.print(
+            f"{report['status']}: {summary['images']} images, {summary['instances']} objects, "
+            f"{summary['errors']} errors, {summary['warnings']} warnings"
+        )
+    if report["summary"]["errors"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _show_report(report: Report, folder: Path) -> None:
+    table = Table("metric", "base", "tuned", title=f"{report.steps} steps in {report.train_seconds:.0f} s")
+    tuned = (report.best or {}).get("evaluation") or {"metrics": {}}
+    base = report.base or {"metrics": {}}
+    for name in tuned["metrics"]:
+        table.add_row(name, _figure(base["metrics"].get(name)), _figure(tuned["metrics"][name]))
+    if tuned["metrics"]:
+        console.print(table)
+    console.print(f"adapter: {folder / report.checkpoint} ({report.trainable_percent:.2f} % of the parameters)")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _fail(error: Sam3LoraError, code: int) -> None:
+    console.print(f"error: {error.message}", style="red", markup=False)
+    if isinstance(error, ConfigError):
+        for fault in error.errors:
+            console.print(f"  {fault['pointer'] or '/'}: {fault['message']}", markup=False)
+    if error.hint:
+        console.print(f"hint: {error.hint}", markup=False)
+    raise typer.Exit(code)
+
+
+def _quiet() -> None:
+    """Upstream's import-time warnings tell a user nothing."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+
+
+def train_command() -> None:
+    """Entry point of `train.py`."""
+    typer.run(train)
+
+
+def main() -> None:
+    """Entry point of the `sam3-lora` command."""
+    app()

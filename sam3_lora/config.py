@@ -1,0 +1,339 @@
+"""The run configuration: one schema for `train.py --config`, for the `config` of a job, and for the trainer.
+
+`RunConfig` is a run on this machine (with paths); `JobConfig` is the same without what the service decides
+(paths, base model, device). Every key acts; an unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sam3_lora.errors import ConfigError
+
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2")
+# Native names of SAM3's modules, accepted for the ones above.
+TARGET_ALIASES: dict[str, tuple[str, ...]] = {
+    "all": TARGETS,
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "proj": ("out_proj",),
+    "fc1": ("linear1",),
+    "c_fc": ("linear1",),
+    "fc2": ("linear2",),
+    "c_proj": ("linear2",),
+}
+COMPONENTS = (
+    "vision_encoder",
+    "text_encoder",
+    "geometry_encoder",
+    "detr_encoder",
+    "detr_decoder",
+    "mask_decoder",
+    "scoring",
+)
+
+
+def _number(value: object) -> object:
+    """`1e-4` is a string to YAML 1.1; users mean a number."""
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        return float(value)
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Rgb = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class LoraConfig(Section):
+    """Where adapters go and how large they are."""
+
+    rank: int = Field(8, ge=1, le=256)
+    """Rank of every adapter."""
+    alpha: Float = Field(16.0, gt=0, le=4096)
+    """Scale: an adapter's output is multiplied by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
+    dropout: Float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' inputs while training."""
+    target_modules: list[str] = Field(default=list(TARGETS), min_length=1, max_length=32)
+    """Which projections: q_proj k_proj v_proj out_proj linear1 linear2, or all; native names are aliases."""
+    use_rslora: bool = False
+    """Rank-stabilised scaling (arXiv 2312.03732)."""
+    apply_to_vision_encoder: bool = True
+    """Adapt the ViT blocks."""
+    apply_to_text_encoder: bool = False
+    """Adapt the text encoder. Erodes the discrimination between prompts; off by default."""
+    apply_to_geometry_encoder: bool = False
+    """Adapt the encoder of box prompts."""
+    apply_to_detr_encoder: bool = True
+    """Adapt the image-text fusion encoder."""
+    apply_to_detr_decoder: bool = True
+    """Adapt the query decoder."""
+    apply_to_mask_decoder: bool = True
+    """Adapt the segmentation head."""
+    apply_to_scoring: bool = True
+    """Adapt the dot-product scoring of queries against the prompt."""
+    vision_layers: int | None = Field(None, ge=1, le=64)
+    """Adapt only the last n vision blocks: backward stops there, which saves memory. None: all blocks."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _known_targets(cls, names: list[str]) -> list[str]:
+        known = [*TARGETS, *TARGET_ALIASES]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown target module {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
+        return names
+
+    @model_validator(mode="after")
+    def _something_adapted(self) -> LoraConfig:
+        if not self.components:
+            raise ValueError("every apply_to_... switch is off: there is nothing to train")
+        return self
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that are switched on, in the order of `COMPONENTS`."""
+        return tuple(name for name in COMPONENTS if getattr(self, f"apply_to_{name}"))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Target modules with aliases resolved, each once, in the order of `TARGETS`."""
+        wanted = {target for name in self.target_modules for target in TARGET_ALIASES.get(name, (name,))}
+        return tuple(target for target in TARGETS if target in wanted)
+
+    @property
+    def scale(self) -> float:
+        """Factor on an adapter's output."""
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+
+class DatasetOptions(Section):
+    """How images and annotations become training queries."""
+
+    resolution: int | None = Field(None, ge=28, le=4032)
+    """Side of the square network input in pixels; None: the base model's own (1008 for sam3)."""
+    max_ann_per_img: int = Field(200, ge=1, le=2000)
+    """Objects of one category kept per image; more are dropped by size, smallest first, with a warning."""
+    prompts: dict[str, list[str]] = Field(default={}, max_length=1000)
+    """Texts for a category, one drawn per training query, the first used in evaluation. Default: its name."""
+    exhaustive: bool = True
+    """Whether every object of every category is annotated. If not, absent categories are not taught as absent."""
+    negatives_per_image: int = Field(8, ge=0, le=200)
+    """Absent categories asked per training image, drawn by (seed, epoch, image)."""
+    max_queries_per_image: int = Field(32, ge=1, le=400)
+    """Cap on queries of a training image; positives are kept before negatives."""
+    val_fraction: Float = Field(0.2, ge=0, lt=1)
+    """Share of the training images split off for validation (seeded) when there is no validation set; 0: none."""
+    min_scale: Float = Field(480 / 1008, gt=0.1, le=1)
+    """Training images are resized to a random square of this fraction of `resolution` up to all of it, then padded."""
+    horizontal_flip: Float = Field(0.0, ge=0, le=1)
+    """Probability of mirroring a training image."""
+    color_jitter: Float = Field(0.0, ge=0, le=0.9)
+    """Largest relative change of brightness, contrast and saturation of a training image."""
+    transparent_color: Rgb = [255, 255, 255]
+    """What shows through transparent pixels."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _texts(cls, prompts: dict[str, list[str]]) -> dict[str, list[str]]:
+        for category, texts in prompts.items():
+            if not texts or not all(text.strip() for text in texts):
+                raise ValueError(f"category {category!r} needs at least one prompt, and none may be blank")
+        return prompts
+
+
+class DatasetConfig(DatasetOptions):
+    """Where the data lies, and how it becomes training queries."""
+
+    train_img_folder: Path = Field(strict=False)
+    """Folder that the `file_name`s of the training annotations are relative to."""
+    train_ann_file: Path = Field(strict=False)
+    """COCO JSON of the training set."""
+    val_img_folder: Path | None = Field(None, strict=False)
+    """Folder of the validation images."""
+    val_ann_file: Path | None = Field(None, strict=False)
+    """COCO JSON of the validation set; None: `val_fraction` of the training images."""
+
+    @model_validator(mode="after")
+    def _val_is_complete(self) -> DatasetConfig:
+        if (self.val_img_folder is None) != (self.val_ann_file is None):
+            raise ValueError("val_img_folder and val_ann_file are given together or not at all")
+        return self
+
+
+class TrainingConfig(Section):
+    """The optimisation."""
+
+    max_epochs: int = Field(20, ge=1, le=10_000)
+    """Passes over the training images."""
+    max_steps: int | None = Field(None, ge=1, le=10_000_000)
+    """Optimiser steps after which training ends, if that is earlier."""
+    batch_size: int = Field(2, ge=1, le=256)
+    """Images per micro-batch (the model's batch is their number of queries)."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=1024)
+    """Micro-batches per optimiser step; the loss is their mean."""
+    learning_rate: Float = Field(1e-4, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    weight_decay: Float = Field(0.0, ge=0, le=1)
+    """AdamW's decoupled weight decay on adapters."""
+    lr_scheduler: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: int = Field(20, ge=0, le=1_000_000)
+    """Optimiser steps of linear warm-up (at most a tenth of all steps)."""
+    max_grad_norm: Float = Field(0.1, ge=0)
+    """Gradients are clipped to this L2 norm; 0: not clipped."""
+    use_amp: bool = True
+    """Automatic mixed precision."""
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """Number format of mixed precision; float16 (CUDA only) uses a gradient scaler."""
+    enable_segmentation: bool = True
+    """Train masks; False: boxes and presence only."""
+    mask_points: int | None = Field(12544, ge=64, le=1_000_000)
+    """Points sampled per mask by the mask loss (arXiv 2112.01527); None: every pixel."""
+    frozen_dropout: bool = False
+    """Keep upstream's dropout and drop-path inside frozen modules. Off trains faster and leaner."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in backward to save memory; auto: on for all but small models."""
+    num_workers: int = Field(2, ge=0, le=64)
+    """Processes that load and transform images."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Seed of everything random."""
+    max_nonfinite_steps: int = Field(10, ge=1, le=10_000)
+    """Steps with a non-finite loss or gradient are skipped; so many in a row end the run."""
+    keep_checkpoints: int = Field(2, ge=1, le=1000)
+    """Epoch checkpoints kept, besides the best."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: CUDA if there is a device."""
+    num_threads: int | None = Field(None, ge=1, le=512)
+    """CPU threads of torch; None: torch's own choice."""
+
+
+class EvaluationConfig(Section):
+    """Validation after epochs, and the choice of the best checkpoint."""
+
+    every_epochs: int = Field(1, ge=1, le=10_000)
+    """Epochs between validations; the last epoch is always validated."""
+    metric: Literal["segm_mAP", "segm_mAP50", "bbox_mAP", "bbox_mAP50"] = "segm_mAP"
+    """What makes a checkpoint the best (bbox_mAP where no masks are trained)."""
+    early_stopping_patience: int | None = Field(None, ge=1, le=10_000)
+    """Validations without a better metric after which training ends; None: never."""
+    baseline: bool = True
+    """Evaluate the untuned base model on the same data first."""
+    max_images: int | None = Field(None, ge=1)
+    """Validate on the first so many images (by id); None: all."""
+
+
+class ModelConfig(Section):
+    """Which base model is adapted."""
+
+    base: Literal["sam3", "sam3-tiny"] = "sam3"
+    """sam3: the official model. sam3-tiny: the small base shipped here for trying the system."""
+    checkpoint: Path | None = Field(None, strict=False)
+    """Local file of official weights (`sam3.pt`); None: the hub (facebook/sam3, gated). Not for sam3-tiny."""
+
+
+class OutputConfig(Section):
+    """Where a run writes."""
+
+    dir: Path = Field(Path("runs/sam3-lora"), strict=False)
+    """Run directory: configuration, logs, checkpoints, report."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+
+class JobConfig(Section):
+    """What a client of the service may choose."""
+
+    lora: LoraConfig = LoraConfig()
+    dataset: DatasetOptions = DatasetOptions()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobConfig:
+        if self.evaluation.metric.startswith("segm") and not self.training.enable_segmentation:
+            raise ValueError(
+                "evaluation.metric needs masks, but training.enable_segmentation is false: choose bbox_mAP"
+            )
+        return self
+
+
+class RunConfig(JobConfig):
+    """A complete run on this machine."""
+
+    model: ModelConfig = ModelConfig()
+    dataset: DatasetConfig
+    output: OutputConfig = OutputConfig()
+
+
+C = TypeVar("C", bound=Section)
+
+
+def parse(schema: type[C], values: object) -> C:
+    """Validate plain values against a schema of this module.
+
+    Raises:
+        ConfigError: with every fault as `{pointer, code, message}`; pointers are RFC 6901.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        faults = faults_of(schema, error)
+        summary = "; ".join(f"{fault['pointer'] or '/'}: {fault['message']}" for fault in faults[:5])
+        raise ConfigError(f"invalid configuration: {summary}", errors=faults) from None
+
+
+def faults_of(schema: type[BaseModel], error: ValidationError) -> list[dict[str, str]]:
+    """Every fault of a validation error as `{pointer, code, message}`, with the nearest known key for unknown ones."""
+    faults = []
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"]]
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(schema, path[:-1])
+            message = f"unknown key {path[-1]!r}{_nearest(path[-1], known)}"
+        pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+        faults.append({"pointer": pointer, "code": item["type"], "message": message})
+    return faults
+
+
+def load(path: Path) -> RunConfig:
+    """Read a YAML run configuration.
+
+    Raises:
+        ConfigError: if the file cannot be read, is not YAML, or has faults.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    return parse(RunConfig, values)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = schema.model_fields.get(part)
+        inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        models = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not models:
+            return []
+        schema = models[0]
+    return list(schema.model_fields)

@@ -1,0 +1,1 @@
+"""From COCO files to the batches that SAM3 trains on."""

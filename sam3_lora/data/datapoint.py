@@ -1,0 +1,93 @@
+"""Build sam3's `Datapoint` from tensors, and batches of them with sam3's own collator.
+
+Shapes: C channels, H and W pixels of the network input, N objects of the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sam3.model.data_misc import BatchedDatapoint
+    from sam3.train.data.sam3_image_dataset import Datapoint
+
+
+@dataclass(frozen=True)
+class Query:
+    """One text prompt on one image, with the objects it should find (none: a negative)."""
+
+    text: str
+    objects: tuple[int, ...]  # positions in the image's kept objects
+    category_id: int = 0
+    exhaustive: bool = True
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network-ready image with its objects and queries."""
+
+    image_CHW: Tensor  # normalised float
+    boxes_N4: Tensor  # cxcywh in [0, 1] of the network input
+    masks_NHW: Tensor | None  # bool; a row without any True marks an object that has only a box
+    queries: tuple[Query, ...]
+    image_id: int = 0
+    original_size: tuple[int, int] = (0, 0)  # height, width
+
+
+def normalise(pixels_HWC: Tensor) -> Tensor:
+    """8-bit RGB (H, W, 3) to float (3, H, W) with mean = std = 0.5, as SAM3 expects."""
+    return pixels_HWC.permute(2, 0, 1).float().div(127.5).sub(1.0)
+
+
+def to_datapoint(sample: Sample) -> Datapoint:
+    """Translate to sam3's classes; object ids are positions in the kept list."""
+    from sam3.train.data.sam3_image_dataset import Datapoint, FindQueryLoaded, Image, InferenceMetadata, Object
+
+    height, width = sample.image_CHW.shape[-2:]
+    objects = []
+    for index, box in enumerate(sample.boxes_N4):
+        mask = sample.masks_NHW[index] if sample.masks_NHW is not None else None
+        if mask is not None and not mask.any():
+            mask = None
+        objects.append(Object(bbox=box, area=float(box[2] * box[3]), object_id=index, frame_index=0, segment=mask))
+    queries = [
+        FindQueryLoaded(
+            query_text=query.text,
+            image_id=0,
+            object_ids_output=list(query.objects),
+            is_exhaustive=query.exhaustive,
+            query_processing_order=0,
+            inference_metadata=InferenceMetadata(
+                coco_image_id=sample.image_id,
+                original_image_id=sample.image_id,
+                original_category_id=query.category_id,
+                original_size=sample.original_size,
+                object_id=0,
+                frame_index=0,
+            ),
+        )
+        for query in sample.queries
+    ]
+    return Datapoint(find_queries=queries, images=[Image(sample.image_CHW, objects, (height, width))])
+
+
+def collate(samples: list[Sample], *, masks: bool) -> BatchedDatapoint:
+    """One batch; its model batch size is the total number of queries, not of images."""
+    from sam3.train.data.collator import collate_fn_api
+
+    batch = collate_fn_api([to_datapoint(s) for s in samples], dict_key="batch", with_seg_masks=masks)["batch"]
+    for target in batch.find_targets:
+        if target.segments is not None and target.segments.dim() != 3:
+            # Without a single object the collator leaves no mask shape, and the sampled mask loss asserts one.
+            target.segments = target.segments.new_zeros((0, *batch.img_batch.shape[-2:]))
+    return batch
+
+
+def to_device(batch: BatchedDatapoint, device: torch.device) -> BatchedDatapoint:
+    from sam3.model.utils.misc import copy_data_to_device
+
+    return copy_data_to_device(batch, device, non_blocking=True)

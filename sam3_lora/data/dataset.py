@@ -1,0 +1,152 @@
+"""COCO images as training samples. Everything random depends on (seed, epoch, image) alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from sam3_lora.coco.schema import CocoDataset
+from sam3_lora.data.concepts import Concept, training_queries
+from sam3_lora.data.datapoint import Sample
+from sam3_lora.data.images import read_rgb
+from sam3_lora.data.transforms import draw_placement, jitter, place_boxes, place_image, place_masks, whole
+from sam3_lora.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
+    from pathlib import Path
+
+    from sam3_lora.coco.report import Id
+    from sam3_lora.coco.schema import Annotation, ImageRecord
+    from sam3_lora.config import DatasetOptions
+
+log = logging.getLogger(__name__)
+
+
+class TrainingSet(Dataset[Sample]):
+    """Training samples of a COCO dataset, indexed by (epoch, position).
+
+    The epoch is part of the index, so that loader processes need no shared state. Images that can never
+    give a query (nothing annotated where negatives are off, say) are left out.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        folder: Path,
+        concepts: Sequence[Concept],
+        options: DatasetOptions,
+        *,
+        resolution: int,
+        masks: bool,
+        seed: int,
+    ) -> None:
+        self.folder, self.concepts, self.options = folder, tuple(concepts), options
+        self.resolution, self.masks, self.seed = resolution, masks, seed
+        self.entries: list[tuple[ImageRecord, tuple[Annotation, ...], frozenset[Id]]] = []
+        for image in dataset.images.values():
+            annotations = dataset.annotations_of(image.id)
+            kept = self._trainable(image, annotations)
+            annotated = frozenset(a.category_id for a in annotations)
+            refusable = options.exhaustive and options.negatives_per_image > 0
+            if kept or (refusable and any(annotated.isdisjoint(c.category_ids) for c in self.concepts)):
+                self.entries.append((image, kept, annotated))
+        if not self.entries:
+            raise DatasetError(
+                "no image of the training set gives anything to train on",
+                hint="annotate at least one object, or allow negatives (exhaustive: true)",
+            )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: tuple[int, int]) -> Sample:
+        epoch, position = index
+        image, annotations, annotated = self.entries[position]
+        rng = np.random.default_rng([self.seed, epoch, position])
+        pixels = read_rgb(
+            self.folder / image.file_name,
+            transparent_color=self.options.transparent_color,
+            size=(image.width, image.height),
+        )
+        pixels = jitter(rng, pixels, self.options.color_jitter)
+        placement = draw_placement(rng, self.options, self.resolution)
+        size_HW = (image.height, image.width)
+        boxes = place_boxes(annotations, size_HW, placement)
+        visible = (boxes[:, 2:] * self.resolution >= 1).all(1)
+        if not visible.all():  # an object of less than a pixel would be taught as absent
+            placement = whole(self.resolution)
+            boxes = place_boxes(annotations, size_HW, placement)
+        return Sample(
+            image_CHW=place_image(pixels, placement),
+            boxes_N4=boxes,
+            masks_NHW=place_masks(annotations, size_HW, placement) if self.masks else None,
+            queries=training_queries(
+                self.concepts,
+                kept=[a.category_id for a in annotations],
+                annotated=annotated,
+                options=self.options,
+                rng=rng,
+            ),
+            image_id=position,
+            original_size=size_HW,
+        )
+
+    def _trainable(self, image: ImageRecord, annotations: Sequence[Annotation]) -> tuple[Annotation, ...]:
+        """Annotations that can be targets: no crowds, at least a pixel at full size, not too many of a category."""
+        candidates = [a for a in annotations if not a.is_crowd]
+        if not candidates:
+            return ()
+        boxes = place_boxes(candidates, (image.height, image.width), whole(self.resolution))
+        large = [a for a, box in zip(candidates, boxes, strict=True) if (box[2:] * self.resolution >= 1).all()]
+        kept: list[Annotation] = []
+        for category in dict.fromkeys(a.category_id for a in large):
+            group = sorted((a for a in large if a.category_id == category), key=lambda a: -a.bbox[2] * a.bbox[3])
+            if len(group) > self.options.max_ann_per_img:
+                log.warning(
+                    "%s has %d objects of category %s; the %d largest are used",
+                    image.file_name,
+                    len(group),
+                    category,
+                    self.options.max_ann_per_img,
+                )
+            kept.extend(group[: self.options.max_ann_per_img])
+        return tuple(kept)
+
+
+def epoch_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[list[tuple[int, int]]]:
+    """Index batches of one epoch in random order; the last may be smaller, none is dropped."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    for start in range(0, count, batch_size):
+        yield [(epoch, int(position)) for position in order[start : start + batch_size]]
+
+
+def split_off_validation(dataset: CocoDataset, fraction: float, seed: int) -> tuple[CocoDataset, CocoDataset]:
+    """A seeded split by images into training and validation, at least one image in each.
+
+    Raises:
+        DatasetError: if there are fewer than two images.
+    """
+    if len(dataset.images) < 2:
+        raise DatasetError(
+            "one image cannot be split into training and validation",
+            hint="add images, give a validation set, or set dataset.val_fraction: 0",
+        )
+    ids = list(dataset.images)
+    order = np.random.default_rng(seed).permutation(len(ids))
+    count = min(len(ids) - 1, max(1, round(fraction * len(ids))))
+    held_out = {ids[i] for i in order[:count]}
+    return subset(dataset, set(ids) - held_out), subset(dataset, held_out)
+
+
+def subset(dataset: CocoDataset, image_ids: AbstractSet[Id]) -> CocoDataset:
+    """The dataset with only these images and their annotations; all categories stay."""
+    return CocoDataset(
+        dataset.categories,
+        {key: image for key, image in dataset.images.items() if key in image_ids},
+        [annotation for annotation in dataset.annotations if annotation.image_id in image_ids],
+    )

@@ -1,0 +1,177 @@
+"""Average precision of a model on a COCO dataset, by pycocotools, from the annotations as they are on disk.
+
+Every image is asked for every concept, so that false alarms on absent concepts cost precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pycocotools import mask as rle_codec
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sam3_lora.data.images import read_rgb
+from sam3_lora.data.transforms import compressed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from sam3_lora.coco.schema import CocoDataset, ImageRecord
+    from sam3_lora.config import DatasetOptions
+    from sam3_lora.data.concepts import Concept
+    from sam3_lora.evaluation.predict import Detections, Predictor
+
+KINDS = ("segm", "bbox")
+SUMMARY = {"mAP": 0, "mAP50": 1, "mAP75": 2}  # positions in COCOeval.stats
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one model on one dataset."""
+
+    metrics: dict[str, float | None]  # segm_mAP, segm_mAP50, segm_mAP75, bbox_...; None: not defined on this data
+    per_category: list[dict[str, Any]]  # ids (of the dataset), name, segm_mAP, bbox_mAP
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"metrics": self.metrics, "per_category": self.per_category, "images": self.images}
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: CocoDataset,
+    folder: Path,
+    concepts: Sequence[Concept],
+    options: DatasetOptions,
+    *,
+    max_images: int | None = None,
+    on_image: Callable[[int, int], object] = lambda done, total: None,
+) -> Evaluation:
+    """Predict every concept on every image and score the detections.
+
+    Args:
+        on_image: called after each image with (done, total); may raise to stop.
+    """
+    images = list(dataset.images.values())[:max_images]
+    results: list[dict[str, Any]] = []
+    for done, image in enumerate(images, start=1):
+        pixels = read_rgb(
+            folder / image.file_name,
+            transparent_color=options.transparent_color,
+            size=(image.width, image.height),
+        )
+        for concept, found in zip(concepts, predictor.predict(pixels, [c.texts[0] for c in concepts]), strict=True):
+            results.extend(to_results(found, done, concept.number))
+        on_image(done, len(images))
+    truth = ground_truth(dataset, images, concepts)
+    return score(truth, results, concepts, masks=predictor.masks)
+
+
+def ground_truth(dataset: CocoDataset, images: Sequence[ImageRecord], concepts: Sequence[Concept]) -> dict[str, Any]:
+    """COCO JSON of these images with one category per concept; crowds stay, to be ignored by the scorer.
+
+    Images and annotations are numbered from 1: ids may be texts, and pycocotools takes annotation 0 for "unmatched".
+    """
+    concept_of = {category: concept.number for concept in concepts for category in concept.category_ids}
+    numbered = {image.id: (number, (image.height, image.width)) for number, image in enumerate(images, start=1)}
+    known = [a for a in dataset.annotations if a.image_id in numbered and a.category_id in concept_of]
+    annotations = []
+    for annotation_number, annotation in enumerate(known, start=1):
+        image_number, size_HW = numbered[annotation.image_id]
+        entry = {
+            "id": annotation_number,
+            "image_id": image_number,
+            "category_id": concept_of[annotation.category_id],
+            "bbox": list(annotation.bbox),
+            "area": annotation.bbox[2] * annotation.bbox[3],
+            "iscrowd": int(annotation.is_crowd),
+        }
+        if annotation.segmentation:
+            entry["segmentation"] = compressed(annotation.segmentation, size_HW)
+            entry["area"] = float(rle_codec.area(entry["segmentation"]))
+        annotations.append(entry)
+    return {
+        "images": [
+            {"id": number, "height": i.height, "width": i.width, "file_name": i.file_name}
+            for number, i in enumerate(images, start=1)
+        ],
+        "categories": [{"id": concept.number, "name": concept.name} for concept in concepts],
+        "annotations": annotations,
+    }
+
+
+def to_results(found: Detections, image_id: int, category_id: int) -> list[dict[str, Any]]:
+    """Detections as entries of a COCO results file."""
+    entries = []
+    for index, value in enumerate(found.scores_K.tolist()):
+        left, top, right, bottom = found.boxes_xyxy_K4[index].tolist()
+        entry = {
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": [left, top, right - left, bottom - top],
+            "score": value,
+        }
+        if found.masks_KHW is not None:
+            entry["segmentation"] = rle_codec.encode(np.asfortranarray(found.masks_KHW[index].numpy(), dtype=np.uint8))
+        entries.append(entry)
+    return entries
+
+
+def score(
+    truth: dict[str, Any], results: list[dict[str, Any]], concepts: Sequence[Concept], *, masks: bool
+) -> Evaluation:
+    """COCO metrics of a results list; a kind that the data or the model lacks is None throughout."""
+    metrics: dict[str, float | None] = {}
+    per_category: list[dict[str, Any]] = [{"ids": list(c.category_ids), "name": c.name} for c in concepts]
+    for kind in KINDS:
+        scorer = _run(truth, results, kind) if kind == "bbox" or masks else None
+        for name, position in SUMMARY.items():
+            metrics[f"{kind}_{name}"] = None if scorer is None else _defined(scorer.stats[position])
+        for index, row in enumerate(per_category):
+            # precision has shape (thresholds, recalls, categories, areas, max detections); the last two: all, 100
+            row[f"{kind}_mAP"] = None if scorer is None else _mean(scorer.eval["precision"][:, :, index, 0, -1])
+    return Evaluation(metrics, per_category, len(truth["images"]))
+
+
+def _run(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval | None:
+    annotations = truth["annotations"]
+    if kind == "segm":
+        annotations = [a for a in annotations if "segmentation" in a]
+    if not annotations:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {**truth, "annotations": annotations}
+        coco.createIndex()
+        scorer = COCOeval(coco, _detections(truth, results), kind)
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    return scorer
+
+
+def _detections(truth: dict[str, Any], results: list[dict[str, Any]]) -> COCO:
+    """Like `COCO.loadRes`, which cannot load an empty list and derives boxes from masks."""
+    coco = COCO()
+    entries = []
+    for number, entry in enumerate(results, start=1):
+        area = rle_codec.area(entry["segmentation"]) if "segmentation" in entry else entry["bbox"][2] * entry["bbox"][3]
+        entries.append({**entry, "id": number, "iscrowd": 0, "area": float(area)})
+    coco.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": entries}
+    coco.createIndex()
+    return coco
+
+
+def _defined(value: float) -> float | None:
+    return None if value < 0 else float(value)  # pycocotools says -1 where nothing was annotated
+
+
+def _mean(precision: np.ndarray[Any, Any]) -> float | None:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else None

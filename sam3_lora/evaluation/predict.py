@@ -1,0 +1,162 @@
+"""Ask a SAM3 model for concepts in an image, with the official post-processing.
+
+score = sigmoid(pred_logits) x sigmoid(presence_logit_dec): the class loss is zeroed on absent concepts, so that
+only the presence score says "not here"; without it a tuned model fires on every prompt (arXiv 2511.16719, A.1).
+
+Shapes: Q queries of the model, K kept detections, H and W pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sam3_lora.data.transforms import place_image, whole
+from sam3_lora.lora.adapter import AdapterInfo, load_adapter, read_info
+from sam3_lora.model.weights import architecture_of, load_base
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sam3_lora.model.upstream import Sam3Image
+
+MAX_DETECTIONS = 100  # per prompt, as COCO evaluation
+PROMPTS_PER_PASS = 16  # bounds memory: the model's batch is the number of prompts
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What one prompt found in one image, best first. All on the CPU."""
+
+    scores_K: Tensor
+    boxes_xyxy_K4: Tensor  # pixels of the original image
+    masks_KHW: Tensor | None  # bool, original size
+    presence: float  # probability that the prompt's concept is in the image at all
+
+
+class Predictor:
+    """A model with the settings it predicts with. Text features are computed once per prompt and kept."""
+
+    def __init__(
+        self, model: Sam3Image, *, resolution: int, amp_dtype: torch.dtype | None = None, masks: bool = True
+    ) -> None:
+        self.model, self.resolution, self.amp_dtype, self.masks = model.eval(), resolution, amp_dtype, masks
+        self.device = next(model.parameters()).device
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()  # not inference_mode: sam3 caches position tables, which training then uses
+    def predict(
+        self, pixels_HW3: NDArray[np.uint8], texts: Sequence[str], *, min_score: float = 0.0
+    ) -> list[Detections]:
+        """One `Detections` for each text.
+
+        Args:
+            pixels_HW3: 8-bit RGB.
+            min_score: detections below are dropped; 0 keeps all, as average precision needs.
+        """
+        with self._autocast():
+            image = place_image(pixels_HW3, whole(self.resolution)).to(self.device)
+            features = self.model.backbone.forward_image(image[None])
+            found: list[Detections] = []
+            for start in range(0, len(texts), PROMPTS_PER_PASS):
+                outputs = self._ground(features, texts[start : start + PROMPTS_PER_PASS])
+                found.extend(self._detections(outputs, pixels_HW3.shape[:2], min_score))
+        return found
+
+    def _ground(self, features: dict[str, Any], texts: Sequence[str]) -> dict[str, Tensor]:
+        from sam3.model.data_misc import FindStage
+
+        encoded = [self._text(text) for text in texts]
+        count = len(texts)
+        stage = FindStage(
+            img_ids=torch.zeros(count, dtype=torch.long, device=self.device),
+            text_ids=torch.arange(count, device=self.device),
+            input_boxes=None,
+            input_boxes_mask=None,
+            input_boxes_label=None,
+            input_points=None,
+            input_points_mask=None,
+        )
+        outputs: dict[str, Tensor] = self.model.forward_grounding(
+            backbone_out={
+                **features,
+                "language_features": torch.cat([feature for feature, _ in encoded], 1),
+                "language_mask": torch.cat([mask for _, mask in encoded], 0),
+            },
+            find_input=stage,
+            find_target=None,
+            geometric_prompt=self.model._get_dummy_prompt(count),
+        )
+        return outputs
+
+    def _text(self, text: str) -> tuple[Tensor, Tensor]:
+        """Features (tokens, 1, d) and padding mask (1, tokens) of a prompt."""
+        if text not in self._texts:
+            encoded = self.model.backbone.forward_text([text], device=self.device)
+            self._texts[text] = encoded["language_features"], encoded["language_mask"]
+        return self._texts[text]
+
+    def _detections(self, outputs: dict[str, Tensor], size_HW: tuple[int, ...], min_score: float) -> list[Detections]:
+        height, width = size_HW
+        presence_B = outputs["presence_logit_dec"].float().sigmoid().flatten()
+        scores_BQ = outputs["pred_logits"].float().squeeze(-1).sigmoid() * presence_B[:, None]
+        scale = torch.tensor([width, height, width, height], device=scores_BQ.device)
+        results = []
+        for index, scores_Q in enumerate(scores_BQ):
+            scores_K, kept = scores_Q.topk(min(MAX_DETECTIONS, len(scores_Q)))
+            above = scores_K >= min_score
+            scores_K, kept = scores_K[above], kept[above]
+            boxes_K4 = outputs["pred_boxes_xyxy"][index, kept].float().clamp(0, 1) * scale
+            masks = None
+            if self.masks:
+                logits_KHW = upsample(outputs["pred_masks"][index, kept].float(), (height, width))
+                masks = (logits_KHW > 0).cpu()  # sigmoid > 0.5, after upsampling the logits
+            results.append(Detections(scores_K.cpu(), boxes_K4.cpu(), masks, float(presence_B[index])))
+        return results
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+
+
+def open_predictor(
+    adapter: Path | None,
+    *,
+    base: str = "sam3",
+    checkpoint: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> tuple[Predictor, AdapterInfo | None]:
+    """A predictor for an adapter on its base, or for the base alone.
+
+    Args:
+        adapter: adapter folder; its configuration names the base. None: the base named by `base`.
+        checkpoint: official weights on disk, for base "sam3"; None: the hub.
+
+    Raises:
+        AdapterError: if the adapter is damaged or belongs to another base.
+        BaseModelError: if the base's weights cannot be had.
+    """
+    info = None if adapter is None else read_info(adapter)
+    resolution = architecture_of(base).image_size if info is None else info.resolution
+    model = load_base(base if info is None else info.base_model, checkpoint=checkpoint, resolution=resolution)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    amp_dtype = torch.bfloat16 if cuda else None
+    return Predictor(model.to("cuda" if cuda else "cpu"), resolution=resolution, amp_dtype=amp_dtype), info
+
+
+def upsample(logits_KHW: Tensor, size_HW: tuple[int, int]) -> Tensor:
+    """Bilinear resize of mask logits to the original size, one at a time to bound memory."""
+    resized = [F.interpolate(m[None, None], size_HW, mode="bilinear", align_corners=False)[0, 0] for m in logits_KHW]
+    return torch.stack(resized) if resized else logits_KHW.new_zeros((0, *size_HW))

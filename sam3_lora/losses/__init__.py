@@ -1,0 +1,1 @@
+"""The training loss: upstream's own classes with the official weights."""

@@ -1,0 +1,137 @@
+"""The trainer process that a worker starts: `python -m sam3_lora.training.process --config FILE ...`.
+
+stdin    lease: one byte after each renewal; silence longer than --lease-timeout, or EOF, ends the process
+         at once (exit 12), so that no two trainers of a job ever run together
+stdout   one event per line (`sam3_lora.events`); everything else that prints goes to stderr
+SIGTERM  save a checkpoint and leave (exit 11)      SIGUSR1  finish early and well (exit 0)
+exit     0 done, 2 configuration, 10 failed with an `error` event, 11 interrupted, 12 lease lost
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3_lora.config import RunConfig, parse
+from sam3_lora.errors import ConfigError, Sam3LoraError
+from sam3_lora.events import Event, EventType, Level
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from sam3_lora.training.run import Stop
+
+EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LEASE_LOST = 2, 10, 11, 12
+PR_SET_PDEATHSIG = 1
+
+
+class LineReporter:
+    """Writes events to a file descriptor, one JSON line each."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+
+    def __call__(self, event: Event) -> None:
+        self._file.write(event.to_line() + "\n")
+
+
+class StopSignals:
+    """Remembers what signals asked for; an interruption outranks an early finish."""
+
+    def __init__(self) -> None:
+        self.interrupted = self.finishing = False
+        signal.signal(signal.SIGTERM, self._interrupt)
+        signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGUSR1, self._finish)
+
+    def __call__(self) -> Stop | None:
+        from sam3_lora.training.run import Stop
+
+        if self.interrupted:
+            return Stop.INTERRUPT
+        return Stop.FINISH if self.finishing else None
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+
+    def _finish(self, number: int, frame: FrameType | None) -> None:
+        self.finishing = True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    _die_with_parent()
+    if options.lease_timeout is not None:
+        threading.Thread(target=_watch_lease, args=(options.lease_timeout,), daemon=True).start()
+    events = os.dup(1)
+    os.dup2(2, 1)  # libraries that print must not write between the events
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    reporter, stop = LineReporter(events), StopSignals()
+    try:
+        config = parse(RunConfig, json.loads(options.config.read_text(encoding="utf-8")))
+        from sam3_lora.training.run import InterruptedRunError, train  # torch and sam3: seconds
+    except (OSError, ValueError, ConfigError) as error:
+        reporter(_error_event(error))
+        return EXIT_CONFIG
+    try:
+        train(config, reporter=reporter, should_stop=stop, resume=options.resume)
+    except InterruptedRunError as error:
+        reporter(Event(EventType.MESSAGE, error.message))
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        logging.getLogger(__name__).exception("the run failed")
+        reporter(_error_event(error))
+        return EXIT_FAILED
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="sam3_lora.training.process")
+    parser.add_argument("--config", type=Path, required=True, help="JSON of a RunConfig")
+    parser.add_argument("--resume", type=Path, help="checkpoint folder to go on from")
+    parser.add_argument("--lease-timeout", type=float, help="seconds without a lease byte after which to exit")
+    return parser.parse_args(arguments)
+
+
+def _error_event(error: Exception) -> Event:
+    if isinstance(error, Sam3LoraError):
+        data: dict[str, Any] = {"code": error.code, "hint": error.hint, "retryable": error.retryable}
+        if isinstance(error, ConfigError):
+            data["errors"] = error.errors
+        return Event(EventType.ERROR, error.message, data, Level.ERROR)
+    text = f"{type(error).__name__}: {error}"
+    return Event(EventType.ERROR, text, {"code": "internal", "hint": "", "retryable": True}, Level.ERROR)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent; without it a killed worker leaves the trainer alive."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the request
+        os._exit(EXIT_LEASE_LOST)
+
+
+def _watch_lease(timeout_s: float) -> None:
+    """Exit when no byte came for `timeout_s` on the monotonic clock, or at the end of stdin."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        ready, _, _ = select.select([0], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready or not os.read(0, 4096):
+            os._exit(EXIT_LEASE_LOST)  # at once: no handler, no flush may keep it alive
+        deadline = time.monotonic() + timeout_s
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What a run tells while it runs: progress, metrics and messages, to the reporter, the log and TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from sam3_lora.events import Event, EventType, Level, Phase, Reporter, finite
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+log = logging.getLogger("sam3_lora.training")
+PROGRESS_INTERVAL_S = 0.5
+RECENT_STEPS = 50  # steps that speed and ETA are estimated from
+METRIC_POINTS = 2000  # per run and metric: longer runs report means of several steps
+
+
+class RunReporter:
+    """Sends the events of one run and writes its logs."""
+
+    def __init__(self, reporter: Reporter, folder: Path, *, tensorboard: bool) -> None:
+        self._report = reporter
+        self._handler = _log_to(folder / "logs")
+        self._board = _summary_writer(folder / "logs") if tensorboard else None
+        self._last_progress = -math.inf
+        self._durations: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+        self._pending: list[dict[str, float]] = []
+
+    def phase(self, phase: Phase) -> None:
+        self._report(Event(EventType.PHASE, data={"phase": phase}))
+
+    def message(self, text: str, level: Level = Level.INFO) -> None:
+        log.log(logging.WARNING if level is Level.WARNING else logging.INFO, text)
+        self._report(Event(EventType.MESSAGE, text, level=level))
+
+    def event(self, type_: EventType, data: dict[str, Any], message: str = "") -> None:
+        if message:
+            log.info(message)
+        self._report(Event(type_, message, data))
+
+    def step(
+        self, values: dict[str, float], *, epoch: int, epochs: int, step: int, steps: int, images: int, seconds: float
+    ) -> None:
+        """Report one optimiser step (1-based `step` and `epoch`)."""
+        self._durations.append((seconds, images))
+        speed = sum(n for _, n in self._durations) / max(1e-9, sum(s for s, _ in self._durations))
+        self._pending.append({**values, "images_per_s": images / max(1e-9, seconds)})
+        if step % max(1, math.ceil(steps / METRIC_POINTS)) == 0 or step == steps:
+            keys = self._pending[-1]
+            means = {f"train/{k}": sum(p[k] for p in self._pending) / len(self._pending) for k in keys}
+            self.metrics(means, step=step, epoch=epoch)
+            self._pending.clear()
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_INTERVAL_S or step == steps:
+            self._last_progress = now
+            mean_s = sum(s for s, _ in self._durations) / len(self._durations)
+            progress = {
+                "epoch": epoch,
+                "epochs": epochs,
+                "step": step,
+                "steps": steps,
+                "percent": round(100 * step / steps, 2),
+                "eta_s": round(mean_s * (steps - step), 1),
+                "images_per_s": round(speed, 3),
+                "loss": values["loss"],
+            }
+            self._report(Event(EventType.PROGRESS, data=progress))
+
+    def metrics(self, values: Mapping[str, float | None], *, step: int, epoch: int) -> None:
+        self._report(Event(EventType.METRICS, data=finite({"step": step, "epoch": epoch, "values": dict(values)})))
+        if self._board is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        logging.getLogger("sam3_lora").removeHandler(self._handler)
+        self._handler.close()
+
+
+def _log_to(folder: Path) -> logging.Handler:
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "training.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("sam3_lora")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    return handler
+
+
+def _summary_writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))

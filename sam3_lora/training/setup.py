@@ -1,0 +1,162 @@
+"""What a run needs before its first step: device, data, model with adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from sam3_lora.coco import schema
+from sam3_lora.config import DatasetConfig, ModelConfig, RunConfig
+from sam3_lora.data.concepts import Concept, find_concepts
+from sam3_lora.data.dataset import TrainingSet, split_off_validation
+from sam3_lora.errors import ConfigError, DatasetError
+from sam3_lora.lora.adapter import AdapterInfo, fingerprint
+from sam3_lora.lora.inject import Injection, inject
+from sam3_lora.lora.layers import LowRank
+from sam3_lora.model.weights import architecture_of, load_base
+
+if TYPE_CHECKING:
+    from sam3_lora.coco.schema import CocoDataset
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training samples, and the validation set as annotated (None: a run without validation)."""
+
+    train: TrainingSet
+    concepts: list[Concept]
+    validation: CocoDataset | None
+    validation_folder: Path
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The base model with fresh adapters, on its device."""
+
+    model: nn.Module
+    injection: Injection
+    info: AdapterInfo
+    device: torch.device
+    amp_dtype: torch.dtype | None  # None: full precision
+
+
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Raises ConfigError where CUDA is asked for but not there."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        fault = {"pointer": "/training/device", "code": "unavailable", "message": "there is no CUDA device"}
+        raise ConfigError("training.device is cuda, but there is no CUDA device here", errors=[fault])
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def choose_resolution(model: ModelConfig, wanted: int | None) -> int:
+    """The configured resolution, or the base's own.
+
+    Raises:
+        ConfigError: if it does not suit the base's patches and windows.
+    """
+    architecture = architecture_of(model.base)
+    resolution = wanted or architecture.image_size
+    if problem := architecture.check_resolution(resolution):
+        fault = {"pointer": "/dataset/resolution", "code": "unsuitable", "message": problem}
+        raise ConfigError(f"dataset.resolution: {problem}", errors=[fault])
+    return resolution
+
+
+def prepare_data(config: RunConfig, resolution: int) -> Data:
+    """Read the annotations, split off validation where none is given, and check that there is work.
+
+    Raises:
+        DatasetError: if files are missing or malformed, or nothing can be trained on.
+    """
+    options = config.dataset
+    training = schema.load(options.train_ann_file)
+    validation, folder = _validation(options)
+    notices = []
+    if validation is None and options.val_fraction > 0:
+        training, validation = split_off_validation(training, options.val_fraction, config.training.seed)
+        folder = options.train_img_folder
+        notices.append(f"no validation set given: {len(validation.images)} training images are held out for it")
+    if validation is None:
+        notices.append("no validation: the last checkpoint counts as the best, and nothing is measured")
+    concepts = find_concepts(training, options.prompts)
+    unknown = sorted(set(options.prompts) - {category.name for category in training.categories.values()})
+    if unknown:
+        fault = {"pointer": "/dataset/prompts", "code": "unknown_category", "message": f"no category {unknown}"}
+        raise ConfigError(f"dataset.prompts names categories that the data lacks: {unknown}", errors=[fault])
+    notices += [
+        f"categories {list(concept.category_ids)} share the text {concept.texts[0]!r}: one concept"
+        for concept in concepts
+        if len(concept.category_ids) > 1
+    ]
+    train = TrainingSet(
+        training,
+        options.train_img_folder,
+        concepts,
+        options,
+        resolution=resolution,
+        masks=config.training.enable_segmentation,
+        seed=config.training.seed,
+    )
+    return Data(train, concepts, validation, folder, tuple(notices))
+
+
+def _validation(options: DatasetConfig) -> tuple[CocoDataset | None, Path]:
+    if options.val_ann_file is None or options.val_img_folder is None:
+        return None, options.train_img_folder
+    validation = schema.load(options.val_ann_file)
+    if not validation.images:
+        raise DatasetError("the validation set has no images", hint="leave it out to split one off the training set")
+    return validation, options.val_img_folder
+
+
+def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept]) -> Adapted:
+    """Load the base, add adapters, move to the device.
+
+    Raises:
+        BaseModelError: if the base cannot be had.
+        ConfigError: if device, precision, switches or targets do not fit.
+    """
+    device = choose_device(config.training.device)
+    amp_dtype = AMP_DTYPES[config.training.amp_dtype] if config.training.use_amp else None
+    if amp_dtype is torch.float16 and device.type != "cuda":
+        fault = {"pointer": "/training/amp_dtype", "code": "unavailable", "message": "float16 needs CUDA"}
+        raise ConfigError("training.amp_dtype float16 needs CUDA; use bfloat16", errors=[fault])
+    model = load_base(
+        config.model.base,
+        checkpoint=config.model.checkpoint,
+        resolution=resolution,
+        activation_checkpointing=config.training.activation_checkpointing,
+    )
+    base_fingerprint = fingerprint(model)
+    injection = inject(model, config.lora)
+    if not config.training.frozen_dropout:
+        switch_off_frozen_dropout(model)
+    info = AdapterInfo(
+        base_model=config.model.base,
+        base_fingerprint=base_fingerprint,
+        resolution=resolution,
+        lora=config.lora,
+        prompts={concept.name: concept.texts[0] for concept in concepts},
+    )
+    return Adapted(model.to(device), injection, info, device, amp_dtype)
+
+
+def switch_off_frozen_dropout(model: nn.Module) -> None:
+    """Set every dropout and drop-path of the frozen modules to zero; the adapters' own stays."""
+    own = {id(module.dropout) for module in model.modules() if isinstance(module, LowRank)}
+    module: Any
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and id(module) not in own:
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+        elif hasattr(module, "drop_prob"):  # timm's DropPath
+            module.drop_prob = 0.0
