@@ -1,0 +1,67 @@
+# `make help` lists every target. Everything runs in .venv, which `make setup` makes from requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATASET ?=
+PORT ?= 8000
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+		|| { echo "Python 3.11 or 3.12 is needed; try: make PYTHON=python3.11"; exit 1; }
+	@echo "Installing into $(VENV): PyTorch is large, expect a few minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## Make the environment and install everything
+
+demo: setup ## Tune sam3-tiny on a concept it does not know, through the HTTP API (DATASET=archive.zip for your own)
+	@$(BIN)/python -m demo $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
+
+serve: setup ## Start the service on this machine (PORT=8000), with broker and workers
+	@$(BIN)/sam3-service serve --port $(PORT) $(ARGS)
+
+test: setup ## Run every test that needs no GPU and is not slow
+	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
+
+test-gpu: setup ## Run the tests that need CUDA
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+format: setup ## Format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: setup ## Check format and style
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+contracts: setup ## Check who may import whom
+	$(BIN)/lint-imports
+
+drift: setup ## Check that migrations and models agree
+	$(BIN)/python -m pytest tests/service -k 'drift or migration' $(ARGS)
+
+check: lint types contracts drift test ## Everything that must pass before a change lands
+
+lock: ## Write requirements.lock from a fresh environment
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet '.[dev]'
+	$(VENV)-lock/bin/pip freeze --exclude sam3-lora-service --exclude-editable > requirements.lock
+	rm -rf $(VENV)-lock
+
+pretrain: setup ## Pretrain sam3-tiny again (hours on a CPU)
+	$(BIN)/python -m pretraining.sam3_tiny $(ARGS)
+
+clean: ## Remove the environment and all caches; data stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+
+.PHONY: help setup demo serve test test-gpu format lint types contracts drift check lock pretrain clean

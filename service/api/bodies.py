@@ -1,0 +1,137 @@
+"""Reading JSON bodies strictly: bounded, no duplicate keys, nothing that JSON cannot say or databases cannot hold."""
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from sam3_lora.config import Section, parse
+from sam3_lora.errors import ConfigError
+from service.shared.db.models.base import UNSTORABLE
+from service.shared.errors import (
+    InvalidRequestError,
+    MalformedRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+
+MAX_DEPTH = 64
+
+
+class StrictRequest(Request):
+    """A request whose JSON has already been read."""
+
+    parsed: Any
+
+    async def json(self) -> Any:
+        return self.parsed
+
+
+class StrictJsonRoute(APIRoute):
+    """Checks a JSON body against the route's schema before FastAPI sees it, and names every fault."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        schema: type[Section] = self.body_field.field_info.annotation  # type: ignore[assignment]
+
+        async def handle_strictly(request: Request) -> Response:
+            strict = StrictRequest(request.scope, request.receive)
+            limit_bytes = request.app.state.services.settings.max_json_bytes
+            strict.parsed = parse_json(await read_json_body(strict, limit_bytes))
+            try:
+                parse(schema, strict.parsed)
+            except ConfigError as error:
+                detail = error.message.removeprefix("invalid configuration: ")
+                raise InvalidRequestError(detail, errors=error.errors) from None
+            return await handle(strict)
+
+        return handle_strictly
+
+
+async def read_json_body(request: Request, limit_bytes: int) -> bytes:
+    """The body.
+
+    Raises:
+        UnsupportedMediaTypeError: if it is not declared as JSON.
+        PayloadTooLargeError: as soon as it is longer than the limit.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaTypeError("Send the body as Content-Type: application/json.")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise PayloadTooLargeError(f"The body is larger than {limit_bytes} bytes.")
+    request._body = bytes(body)  # FastAPI asks for the body again; the stream is spent
+    return request._body
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        MalformedRequestError: if it is not UTF-8, not JSON, too deep, or repeats a key.
+        InvalidRequestError: if it holds a number or text that cannot be stored.
+    """
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError:
+        raise MalformedRequestError("The body is not UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise MalformedRequestError(f"The body is not JSON: {error}.") from None
+    except RecursionError:
+        raise MalformedRequestError("The body is nested too deeply.") from None
+    except ValueError:  # the interpreter's limit on the digits of an integer
+        raise MalformedRequestError("The body holds a number with too many digits.") from None
+    _check_text(value, "", 0)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise MalformedRequestError(f"The key {twice!r} appears twice in one object.")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidRequestError(
+        f"{name} is not a number that JSON allows: send a finite number.",
+        errors=[{"pointer": "", "code": "non_finite_number", "message": f"{name} is not finite"}],
+    )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _refuse_constant(text[:20])
+    return value
+
+
+def _check_text(value: Any, pointer: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise MalformedRequestError("The body is nested too deeply.")
+    if isinstance(value, str) and UNSTORABLE.search(value):
+        message = "text holds a NUL character or a lone surrogate"
+        fault = {"pointer": pointer, "code": "invalid_text", "message": message}
+        raise InvalidRequestError(f"{pointer or '/'}: {message}", errors=[fault])
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_text(key, pointer, depth)
+            _check_text(inner, f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}", depth + 1)
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_text(inner, f"{pointer}/{index}", depth + 1)

@@ -1,0 +1,55 @@
+"""What routes are given: services of the application, transactions, headers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from service.shared.clock import Clock
+from service.shared.queue import Queue
+from service.shared.settings import Settings
+from service.shared.storage import Storage
+from service.shared.unit_of_work import Database, UnitOfWork
+
+
+@dataclass(frozen=True)
+class Services:
+    """What `create_app` wires, once per process."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    queue: Queue
+    clock: Clock
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+def write_unit(found: Annotated[Services, Depends(services)]) -> Iterator[UnitOfWork]:
+    with found.database.write() as unit:
+        yield unit
+
+
+def read_unit(found: Annotated[Services, Depends(services)]) -> Iterator[UnitOfWork]:
+    with found.database.read() as unit:
+        yield unit
+
+
+AppServices = Annotated[Services, Depends(services)]
+# With scope "function" the commit happens before the answer is sent: a commit that fails is never a 2xx.
+WriteUnit = Annotated[UnitOfWork, Depends(write_unit, scope="function")]
+ReadUnit = Annotated[UnitOfWork, Depends(read_unit, scope="function")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Repeating a request with the same key creates nothing new and gets the first answer again.",
+        examples=["5f1c0b9e-try-1"],
+    ),
+]

@@ -1,0 +1,84 @@
+"""What operators and probes ask: alive, ready, which version."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.api.deps import AppServices, Services
+from service.api.schemas.lists import Read
+from service.shared.errors import StorageError
+from service.shared.queue import Task
+from service.version import VERSION
+
+router = APIRouter(tags=["operations"])
+
+Health = Literal["ok", "degraded", "failed"]
+
+
+class Liveness(Read):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Read):
+    """`failed`: nothing can be accepted. `degraded`: work is accepted and stored, but starts late or waits."""
+
+    status: Health
+    checks: dict[str, Health]
+    """database, storage, broker, gpu_workers, cpu_workers."""
+
+
+class Version(Read):
+    version: str
+    api: Literal["v1"] = "v1"
+    base_models: list[str]
+    """What jobs on this server may name as base_model."""
+
+
+@router.get("/livez")
+def live() -> Liveness:
+    """Whether the process answers."""
+    return Liveness()
+
+
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "Nothing can be accepted"}})
+def ready(found: AppServices, response: Response) -> Readiness:
+    """Whether work can be accepted; without a worker or broker it still is (200, `degraded`)."""
+    checks = _database_checks(found)
+    checks["storage"] = _storage_check(found)
+    checks["broker"] = "degraded" if found.queue.depth(Task.TRAIN) is None else "ok"
+    worst: Health = "ok"
+    if "degraded" in checks.values():
+        worst = "degraded"
+    if "failed" in checks.values():
+        worst = "failed"
+        response.status_code = 503
+    return Readiness(status=worst, checks=checks)
+
+
+@router.get("/version")
+def version(found: AppServices) -> Version:
+    """What is installed here."""
+    return Version(version=VERSION, base_models=list(found.settings.base_models))
+
+
+def _database_checks(found: Services) -> dict[str, Health]:
+    try:
+        with found.database.read() as unit:
+            unit.session.execute(text("SELECT 1 FROM jobs LIMIT 1"))
+            alive = {
+                f"{kind}_workers": unit.workers.count_alive(kind, within_s=found.settings.lease_timeout_s)
+                for kind in ("gpu", "cpu")
+            }
+    except SQLAlchemyError:
+        return {"database": "failed"}
+    return {"database": "ok", **{name: "ok" if count else "degraded" for name, count in alive.items()}}
+
+
+def _storage_check(found: Services) -> Health:
+    try:
+        found.storage.check()
+    except StorageError:
+        return "failed"
+    return "ok"

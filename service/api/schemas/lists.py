@@ -1,0 +1,49 @@
+"""Pages of lists: keyset, never offset."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Generic, Literal, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+
+class Read(BaseModel):
+    """Base of what the service answers."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Page(Read, Generic[T]):
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | None
+    last_id: str | None
+    """Give it as `after` to get the next page."""
+    has_more: bool
+
+
+class PageQuery(BaseModel):
+    """Which page."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    after: str | None = Field(None, max_length=64)
+    """Id of the item after which the page begins."""
+    before: str | None = Field(None, max_length=64)
+    """Id of the item before which the page ends."""
+    limit: int = Field(20, ge=1, le=100)
+    """Largest number of items."""
+    order: Literal["asc", "desc"] = "desc"
+    """By time of creation."""
+
+
+Row = TypeVar("Row")
+PageOf = Annotated[PageQuery, Query()]
+
+
+def page_of(rows: Sequence[Row], has_more: bool, read: Callable[[Row], T], id_of: Callable[[T], str]) -> Page[T]:
+    data = [read(row) for row in rows]
+    first, last = (id_of(data[0]), id_of(data[-1])) if data else (None, None)
+    return Page(data=data, first_id=first, last_id=last, has_more=has_more)

@@ -1,0 +1,233 @@
+"""Streaming a multipart upload to a staging file: bounded, hashed on the way, gone if anything goes wrong."""
+
+import errno
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+from anyio import to_thread
+from fastapi import Request
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from service.shared.db.models.base import UNSTORABLE
+from service.shared.errors import (
+    InvalidRequestError,
+    MalformedRequestError,
+    PayloadTooLargeError,
+    RequestTimeoutError,
+    ServiceError,
+    StorageFullError,
+    UnsupportedMediaTypeError,
+)
+from service.shared.ids import new_id
+
+MAX_FIELD_BYTES = 4096
+MAX_PARTS = 8
+FLUSH_BYTES = 2**20
+# Room for boundaries, part headers and text fields beside the file.
+OVERHEAD_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that arrived complete; `fields` are the other parts of the form."""
+
+    path: Path
+    filename: str
+    size_bytes: int
+    sha256: str
+    fields: dict[str, str]
+
+
+@asynccontextmanager
+async def receive_upload(
+    request: Request, staging_dir: Path, *, known_fields: frozenset[str], max_bytes: int, idle_timeout_s: float
+) -> AsyncIterator[Upload]:
+    """Receive a form of one part `file` and optional text fields; the file is deleted on leaving.
+
+    Raises:
+        UnsupportedMediaTypeError, MalformedRequestError, InvalidRequestError, PayloadTooLargeError,
+        RequestTimeoutError, StorageFullError: each names what is wrong.
+    """
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != b"multipart/form-data":
+        raise UnsupportedMediaTypeError("Send the archive as multipart/form-data with a part named 'file'.")
+    boundary = options.get(b"boundary", b"")
+    if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
+        raise MalformedRequestError("The multipart boundary is missing or too long.")
+    too_large = PayloadTooLargeError(f"The archive is larger than {max_bytes} bytes.")
+    if int(request.headers.get("content-length", "0")) > max_bytes + OVERHEAD_BYTES:
+        raise too_large
+    staging_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = staging_dir / new_id("req")
+    try:
+        with path.open("xb") as file:
+            form = _Form(boundary, file, known_fields, max_bytes, too_large)
+            await _feed(request, form, idle_timeout_s)
+        yield form.upload(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError("No space is left for uploads: delete datasets or enlarge the disk.") from error
+        raise
+    finally:
+        await to_thread.run_sync(path.unlink, True)
+
+
+async def _feed(request: Request, form: "_Form", idle_timeout_s: float) -> None:
+    stream = request.stream().__aiter__()
+    received = 0
+    while True:
+        try:
+            with anyio.fail_after(idle_timeout_s):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise RequestTimeoutError(f"The upload stalled for {idle_timeout_s:g} seconds.") from None
+        except ClientDisconnect:
+            raise MalformedRequestError("The connection broke before the upload was complete.") from None
+        if chunk is None:
+            break
+        received += len(chunk)
+        if received > form.max_bytes + OVERHEAD_BYTES:
+            raise form.too_large
+        form.feed(chunk)
+        if len(form.pending) >= FLUSH_BYTES:
+            await to_thread.run_sync(form.flush)
+    form.close()
+    await to_thread.run_sync(form.flush)
+
+
+@dataclass
+class _Part:
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    header_name: bytearray = field(default_factory=bytearray)
+    header_value: bytearray = field(default_factory=bytearray)
+    name: str = ""
+    text: bytearray = field(default_factory=bytearray)
+
+
+class _Form:
+    """Follows the parser through the form."""
+
+    def __init__(
+        self, boundary: bytes, file: BinaryIO, known_fields: frozenset[str], max_bytes: int, too_large: ServiceError
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.too_large = too_large
+        self.pending = bytearray()
+        self._file = file
+        self._known_fields = known_fields
+        self._filename: str | None = None
+        self._size_bytes = 0
+        self._digest = hashlib.sha256()
+        self._fields: dict[str, str] = {}
+        self._part = _Part()
+        self._parts = 0
+        self._complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_field": self._header_field,
+                "on_header_value": self._header_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._data,
+                "on_part_end": self._end_part,
+                "on_end": self._end,
+            },
+        )
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise MalformedRequestError(f"The form is not valid multipart/form-data: {error}") from None
+
+    def close(self) -> None:
+        if not self._complete:
+            raise MalformedRequestError("The form ends before its closing boundary: the upload was cut off.")
+        if self._filename is None:
+            raise _fault("/file", "missing", "the form has no part named 'file' with a file name")
+
+    def flush(self) -> None:
+        self._digest.update(self.pending)
+        self._file.write(self.pending)
+        self.pending.clear()
+        if self._complete:
+            self._file.flush()
+
+    def upload(self, path: Path) -> Upload:
+        filename = self._filename or ""
+        return Upload(path, filename, self._size_bytes, self._digest.hexdigest(), self._fields)
+
+    def _begin_part(self) -> None:
+        self._part = _Part()
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise MalformedRequestError(f"The form has more than {MAX_PARTS} parts.")
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._part.header_name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._part.header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        part = self._part
+        part.headers[bytes(part.header_name).lower()] = bytes(part.header_value)
+        part.header_name.clear()
+        part.header_value.clear()
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
+        name = _text(options.get(b"name", b""), "/")
+        self._part.name = name
+        if name == "file":
+            if self._filename is not None:
+                raise _fault("/file", "duplicate", "the form has two parts named 'file'")
+            filename = _text(options.get(b"filename", b""), "/file")
+            # Some clients send a whole path; only its last part is a name.
+            self._filename = filename.replace("\\", "/").rpartition("/")[2][:200] or "archive"
+        elif name not in self._known_fields:
+            known = ", ".join(["file", *sorted(self._known_fields)])
+            raise _fault(f"/{name[:100]}", "extra_forbidden", f"unknown part; known: {known}")
+        elif name in self._fields:
+            raise _fault(f"/{name}", "duplicate", "the part appears twice")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._part.name == "file":
+            self._size_bytes += end - start
+            if self._size_bytes > self.max_bytes:
+                raise self.too_large
+            self.pending += data[start:end]
+        else:
+            self._part.text += data[start:end]
+            if len(self._part.text) > MAX_FIELD_BYTES:
+                raise _fault(f"/{self._part.name}", "too_long", f"longer than {MAX_FIELD_BYTES} bytes")
+
+    def _end_part(self) -> None:
+        if self._part.name != "file":
+            self._fields[self._part.name] = _text(bytes(self._part.text), f"/{self._part.name}")
+
+    def _end(self) -> None:
+        self._complete = True
+
+
+def _text(value: bytes, pointer: str) -> str:
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _fault(pointer, "invalid_text", "text is not UTF-8") from None
+    if UNSTORABLE.search(text):
+        raise _fault(pointer, "invalid_text", "text holds a NUL character")
+    return text
+
+
+def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])

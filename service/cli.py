@@ -1,0 +1,63 @@
+"""`sam3-service`: the processes of the service, one command each."""
+
+from __future__ import annotations
+
+import typer
+import uvicorn
+
+from service import reconciler as reconciler_process
+from service.embedded import serve
+from service.main import create_app
+from service.shared import log as logs
+from service.shared.db import migrate as migrations
+from service.shared.errors import SettingsError
+from service.shared.settings import Settings, load
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoRA training service.")
+
+
+@app.command()
+def migrate() -> None:
+    """Create the database schema, or bring it up to date."""
+    migrations.upgrade(_settings())
+
+
+@app.command()
+def api() -> None:
+    """Serve the HTTP API."""
+    settings = _settings()
+    logs.configure(settings.log_level)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+@app.command()
+def reconciler() -> None:
+    """Announce waiting work again and take work from lost workers."""
+    reconciler_process.main()
+
+
+app.command("serve")(serve)
+
+
+def _settings() -> Settings:
+    try:
+        return load()
+    except SettingsError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(2) from None
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

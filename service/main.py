@@ -1,0 +1,91 @@
+"""The API application: the one place that wires settings, database, storage, queue and routes."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI
+
+from service.api import errors
+from service.api.deps import Services
+from service.api.errors import Problem
+from service.api.middleware import RequestContext
+from service.api.routes import checkpoints, datasets, jobs, operations
+from service.shared.clock import Clock, SystemClock
+from service.shared.queue import CeleryQueue, Queue
+from service.shared.storage import Storage
+from service.shared.unit_of_work import Database
+from service.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from service.shared.settings import Settings
+
+DESCRIPTION = """
+LoRA fine-tuning of SAM3 on COCO-format data: upload a dataset, create a job, follow it, download the adapter.
+
+Every path is also served without `/v1`. Errors are `application/problem+json`; quote their `request_id`.
+Times are RFC 3339 in UTC.
+"""
+TAGS = [
+    {"name": "datasets", "description": "Images with COCO annotations, checked before they are used."},
+    {"name": "jobs", "description": "Training runs."},
+    {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
+    {"name": "operations", "description": "Probes and version."},
+]
+
+
+def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue | None = None) -> FastAPI:
+    """The application. The database must have been migrated (`service.shared.db.migrate.upgrade`)."""
+    clock = clock or SystemClock()
+    queue = queue or CeleryQueue(settings, clock)
+    database = Database(settings, clock, queue)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    app = FastAPI(
+        title="SAM3 LoRA training service",
+        version=VERSION,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        servers=[{"url": "/v1"}, {"url": "/"}],
+        redirect_slashes=False,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.services = Services(settings, database, Storage(settings), queue, clock)
+    app.add_middleware(RequestContext)
+    errors.install(app)
+    router = APIRouter()
+    for module in (datasets, jobs, checkpoints, operations):
+        router.include_router(module.router)
+    app.include_router(router, prefix="/v1", include_in_schema=False)
+    app.include_router(router)
+    _describe(app)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Add to the OpenAPI document what FastAPI cannot know: problems, and that 422 is one of them."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schemas = document["components"]["schemas"]
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= problem.pop("$defs") | {"Problem": problem}
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            described = errors.problem_responses(422)[422]
+            for operation in (operation for path in document["paths"].values() for operation in path.values()):
+                if "422" in operation["responses"]:
+                    operation["responses"]["422"] = described
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

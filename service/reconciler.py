@@ -1,0 +1,178 @@
+"""Makes every promise come true in the end: announces waiting work again and takes work from lost workers.
+
+Run one per installation (`python -m service.reconciler`); more do no harm. It survives failures of the
+database, the broker and storage, and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.shared import log as logs
+from service.shared.clock import Clock, SystemClock
+from service.shared.db.repositories.attempts import Lease
+from service.shared.errors import ServiceError, SettingsError
+from service.shared.queue import CeleryQueue, Queue, Task
+from service.shared.settings import Settings, load
+from service.shared.states import DatasetState
+from service.shared.storage import Storage
+from service.shared.unit_of_work import Database
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = structlog.get_logger(__name__)
+
+# A claim takes the best job whatever the message says, so a few unfetched messages wake as well as thousands.
+MAX_UNFETCHED = 16
+SWEEP_INTERVAL_S = 3600.0
+BATCH = 500
+
+
+@dataclass
+class LeaseWatch:
+    """Judges leases by its own monotonic clock: one is stale when its counter stood still while it was watched."""
+
+    timeout_s: float
+    _seen: dict[str, tuple[Lease, float]] = field(default_factory=dict)
+    _looked_at_s: float | None = None
+
+    def stale(self, leases: Sequence[Lease], now_s: float) -> list[Lease]:
+        """Leases unchanged for the timeout. After a gap in watching, every lease gets its full time again."""
+        if self._looked_at_s is None or now_s - self._looked_at_s > self.timeout_s:
+            self._seen.clear()
+        self._looked_at_s = now_s
+        earlier, self._seen = self._seen, {}
+        for lease in leases:
+            known = earlier.get(lease.id)
+            self._seen[lease.id] = known if known is not None and known[0] == lease else (lease, now_s)
+        return [lease for lease, since_s in self._seen.values() if now_s - since_s >= self.timeout_s]
+
+
+class Reconciler:
+    def __init__(self, settings: Settings, database: Database, storage: Storage, queue: Queue, clock: Clock) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._queue = queue
+        self._clock = clock
+        self._jobs = LeaseWatch(settings.lease_timeout_s)
+        self._datasets = LeaseWatch(settings.lease_timeout_s)
+        self._swept_at_s = float("-inf")
+
+    def run(self, stop: threading.Event) -> None:
+        """Pass after pass until `stop`; a pass that fails is logged and the next one tries again."""
+        while not stop.is_set():
+            try:
+                self.run_once()
+            except (SQLAlchemyError, ServiceError, OSError) as error:
+                log.error("pass_failed", error=str(error), kind=type(error).__name__)
+            stop.wait(self._settings.reconcile_interval_s)
+
+    def run_once(self) -> None:
+        """One pass."""
+        self._reap_jobs()
+        self._reap_datasets()
+        self._announce()
+        self._purge_datasets()
+        if self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S:
+            self._sweep()
+            self._swept_at_s = self._clock.monotonic()
+
+    def _reap_jobs(self) -> None:
+        with self._database.read() as unit:
+            leases = unit.attempts.leases()
+        for lease in self._jobs.stale(leases, self._clock.monotonic()):
+            try:
+                with self._database.write() as unit:
+                    job = unit.attempts.reap(lease)
+            except ServiceError as error:  # renewed or ended meanwhile: the next pass sees it as it is
+                log.info("lease_kept", job_id=lease.id, reason=error.message)
+            else:
+                log.warning("job_reaped", job_id=job.id, epoch=lease.epoch, state=job.state)
+
+    def _reap_datasets(self) -> None:
+        with self._database.read() as unit:
+            leases = unit.datasets.leases()
+        for lease in self._datasets.stale(leases, self._clock.monotonic()):
+            try:
+                with self._database.write() as unit:
+                    dataset = unit.datasets.reap(lease)
+                    if dataset.state is DatasetState.FAILED:
+                        unit.jobs.release_waiting(dataset.id, valid=False)
+            except ServiceError as error:
+                log.info("lease_kept", dataset_id=lease.id, reason=error.message)
+            else:
+                log.warning("dataset_reaped", dataset_id=dataset.id, epoch=lease.epoch, state=dataset.state)
+
+    def _announce(self) -> None:
+        for task in Task:
+            unfetched = self._queue.depth(task)
+            if unfetched is None or unfetched >= MAX_UNFETCHED:
+                continue
+            with self._database.write() as unit:
+                source = unit.jobs if task is Task.TRAIN else unit.datasets
+                room = MAX_UNFETCHED - unfetched
+                for resource_id in source.due(room, republish_s=self._settings.republish_interval_s):
+                    unit.ring_after_commit(task, resource_id)
+
+    def _purge_datasets(self) -> None:
+        with self._database.read() as unit:
+            deleted = unit.datasets.deleted(limit=20)
+        for dataset in deleted:
+            self._storage.delete(str(dataset.storage_key))
+            with self._database.write() as unit:
+                unit.datasets.forget_archive(dataset.id)
+
+    def _sweep(self) -> None:
+        """Forget what is past its retention, and delete files that broken uploads or lost workers left behind."""
+        with self._database.write() as unit:
+            unit.idempotency.forget(self._settings.idempotency_retention_s)
+            unit.workers.forget_silent(self._settings.worker_retention_s)
+        before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
+        if self._settings.staging_dir.is_dir():
+            for path in self._settings.staging_dir.iterdir():
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink(missing_ok=True)
+        for prefix in ("datasets", "jobs"):
+            keys = self._storage.list(prefix, unchanged_since=before)
+            for start in range(0, len(keys), BATCH):
+                self._delete_unknown(keys[start : start + BATCH])
+
+    def _delete_unknown(self, keys: list[str]) -> None:
+        with self._database.read() as unit:
+            known = unit.datasets.known_keys(keys) | unit.checkpoints.known_keys(keys)
+        for key in keys:
+            if key not in known:
+                self._storage.delete(key)
+                log.info("orphan_deleted", key=key)
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.stderr.write(f"{error.message}\n")
+        raise SystemExit(2) from None
+    logs.configure(settings.log_level)
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    clock = SystemClock()
+    queue = CeleryQueue(settings, clock)
+    database = Database(settings, clock, queue)
+    Reconciler(settings, database, Storage(settings), queue, clock).run(stop)
+    database.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Engines for the two databases, set up so that both keep what they promise."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import create_engine as sqlalchemy_create_engine
+
+from service.shared.errors import SettingsError
+
+BUSY_TIMEOUT_S = 10
+_to_json = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def create_engine(url: str) -> Engine:
+    """An engine whose transactions write by default; `execution_options(read_only=True)` gives one that reads.
+
+    SQLite: WAL, fully synchronous, foreign keys on, and a writing transaction takes the write lock at once
+    (a later upgrade of a read lock would fail instead of wait).
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(url)
+    return sqlalchemy_create_engine(
+        parsed.set(drivername="postgresql+psycopg"),
+        json_serializer=_to_json,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=10,
+        pool_timeout=10,
+        hide_parameters=True,
+        connect_args={"connect_timeout": 5, "options": "-c lock_timeout=10s -c timezone=UTC"},
+    )
+
+
+def _sqlite(url: str) -> Engine:
+    engine = sqlalchemy_create_engine(
+        url,
+        module=_sqlite_driver(),
+        json_serializer=_to_json,
+        pool_size=10,
+        max_overflow=10,
+        pool_timeout=BUSY_TIMEOUT_S,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+    )
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _sqlite_driver() -> Any:
+    """The standard library's driver, unless its SQLite has the WAL-reset bug (3.7.0 to 3.51.2) that corrupts files."""
+    if _wal_is_safe(sqlite3.sqlite_version_info):
+        return sqlite3
+    try:
+        from pysqlite3 import dbapi2
+    except ImportError:
+        dbapi2 = None
+    if dbapi2 is None or not _wal_is_safe(dbapi2.sqlite_version_info):
+        raise SettingsError(
+            f"SQLite {sqlite3.sqlite_version} can corrupt databases (WAL-reset bug): install pysqlite3>=0.6.1 "
+            "or use PostgreSQL"
+        )
+    return dbapi2
+
+
+def _wal_is_safe(version: tuple[int, ...]) -> bool:
+    # https://sqlite.org/wal.html#walresetbug: fixed in 3.51.3, backported to 3.50.7 and 3.44.6
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions: _begin_sqlite does
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")

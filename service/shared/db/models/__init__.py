@@ -1,0 +1,22 @@
+"""Rows. Importing this package registers every table."""
+
+from service.shared.db.models.base import Base
+from service.shared.db.models.checkpoints import Checkpoint, CheckpointFile
+from service.shared.db.models.datasets import Dataset
+from service.shared.db.models.idempotency import IdempotencyKey
+from service.shared.db.models.jobs import Attempt, Job, JobEvent, LogChunk, MetricPoint
+from service.shared.db.models.workers import Worker
+
+__all__ = [
+    "Attempt",
+    "Base",
+    "Checkpoint",
+    "CheckpointFile",
+    "Dataset",
+    "IdempotencyKey",
+    "Job",
+    "JobEvent",
+    "LogChunk",
+    "MetricPoint",
+    "Worker",
+]

@@ -1,0 +1,1 @@
+"""Repositories: all the SQL, in terms of rows and plain values. None of them commits."""

@@ -1,0 +1,116 @@
+"""Published checkpoints of jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, select
+
+from service.shared.db.models import Checkpoint, CheckpointFile
+from service.shared.db.repositories.fencing import write_fenced
+from service.shared.errors import NotFoundError
+from service.shared.ids import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from service.shared.clock import Clock
+    from service.shared.storage import StoredFile
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """A checkpoint whose files are complete in storage. `epoch` and `step` are the training's."""
+
+    kind: str
+    epoch: int
+    step: int
+    metric: str | None
+    value: float | None
+    files: dict[str, StoredFile]
+    """By file name."""
+
+
+class CheckpointRepository:
+    def __init__(self, session: Session, clock: Clock) -> None:
+        self._session = session
+        self._clock = clock
+
+    def publish(self, job_id: str, epoch: int, manifest: CheckpointManifest) -> Checkpoint:
+        """Make a checkpoint visible; one of kind `best` also becomes the job's `best`.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the job.
+        """
+        now = self._clock.now()
+        checkpoint_id = new_id("ckpt")
+        values: dict[str, object] = {"updated_at": now}
+        if manifest.kind == "best":
+            values["best"] = {
+                "checkpoint_id": checkpoint_id,
+                "metric": manifest.metric,
+                "value": manifest.value,
+                "epoch": manifest.epoch,
+            }
+        job = write_fenced(self._session, job_id, epoch, **values)
+        checkpoint = Checkpoint(
+            id=checkpoint_id,
+            job_id=job_id,
+            attempt=job.attempt,
+            kind=manifest.kind,
+            epoch=manifest.epoch,
+            step=manifest.step,
+            metric=manifest.metric,
+            value=manifest.value,
+            created_at=now,
+            files=[
+                CheckpointFile(name=name, size_bytes=file.size_bytes, sha256=file.sha256, storage_key=file.key)
+                for name, file in sorted(manifest.files.items())
+            ],
+        )
+        self._session.add(checkpoint)
+        self._session.flush()
+        return checkpoint
+
+    def remove(self, job_id: str, epoch: int, checkpoint_ids: Sequence[str]) -> Sequence[str]:
+        """Withdraw checkpoints; the storage keys to delete once the transaction has committed.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the job.
+        """
+        write_fenced(self._session, job_id, epoch, updated_at=self._clock.now())
+        chosen = select(Checkpoint.id).where(Checkpoint.job_id == job_id, Checkpoint.id.in_(checkpoint_ids))
+        of_chosen = CheckpointFile.checkpoint_id.in_(chosen)
+        keys = self._session.scalars(select(CheckpointFile.storage_key).where(of_chosen)).all()
+        self._session.execute(delete(CheckpointFile).where(of_chosen).execution_options(synchronize_session=False))
+        self._session.execute(
+            delete(Checkpoint)
+            .where(Checkpoint.job_id == job_id, Checkpoint.id.in_(checkpoint_ids))
+            .execution_options(synchronize_session=False)
+        )
+        return keys
+
+    def list(self, job_id: str) -> Sequence[Checkpoint]:
+        """Published checkpoints of a job, newest first."""
+        query = select(Checkpoint).where(Checkpoint.job_id == job_id)
+        return self._session.scalars(query.order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())).all()
+
+    def known_keys(self, keys: Sequence[str]) -> set[str]:
+        """Those of the storage keys that a published checkpoint names."""
+        return set(
+            self._session.scalars(select(CheckpointFile.storage_key).where(CheckpointFile.storage_key.in_(keys)))
+        )
+
+    def get_file(self, checkpoint_id: str, name: str) -> CheckpointFile:
+        """One file of a published checkpoint.
+
+        Raises:
+            NotFoundError: if there is no such checkpoint or file.
+        """
+        file = self._session.get(CheckpointFile, (checkpoint_id, name))
+        if file is None:
+            raise NotFoundError(f"There is no file {name!r} in a checkpoint {checkpoint_id!r}.")
+        return file

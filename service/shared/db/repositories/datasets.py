@@ -1,0 +1,222 @@
+"""Datasets: create, find, list, delete, and the lease under which one is checked."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, and_, or_, select, update
+
+from service.shared.db.models import Dataset
+from service.shared.db.repositories.attempts import Lease
+from service.shared.db.repositories.paging import page
+from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
+from service.shared.states import DatasetState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from service.shared.clock import Clock
+    from service.shared.retry import RetryPolicy
+
+UNFINISHED = and_(Dataset.state == DatasetState.PROCESSING, Dataset.deleted_at.is_(None))
+
+
+class DatasetRepository:
+    def __init__(self, session: Session, clock: Clock, retry: RetryPolicy, max_attempts: int) -> None:
+        self._session = session
+        self._clock = clock
+        self._retry = retry
+        self._max_attempts = max_attempts
+
+    def add(self, dataset: Dataset) -> Dataset:
+        """Insert a new dataset, to be checked."""
+        now = self._clock.now()
+        dataset.state = DatasetState.PROCESSING
+        dataset.created_at = dataset.updated_at = dataset.next_publish_at = now
+        self._session.add(dataset)
+        self._session.flush()
+        return dataset
+
+    def get(self, dataset_id: str, *, lock: bool = False) -> Dataset:
+        """The dataset; with `lock`, nobody else changes it until the transaction ends.
+
+        Raises:
+            NotFoundError: if there is none, or it was deleted.
+        """
+        query = select(Dataset).where(Dataset.id == dataset_id, Dataset.deleted_at.is_(None))
+        dataset = self._session.scalars(query.with_for_update() if lock else query).one_or_none()
+        if dataset is None:
+            raise NotFoundError(f"There is no dataset {dataset_id!r}.")
+        return dataset
+
+    def list(
+        self,
+        *,
+        limit: int,
+        descending: bool = True,
+        after: str | None = None,
+        before: str | None = None,
+        states: Sequence[DatasetState] = (),
+    ) -> tuple[Sequence[Dataset], bool]:
+        """One page in order of creation, and whether more follow; `before` gives the page that ends there.
+
+        Raises:
+            NotFoundError: if `after` or `before` names no dataset.
+        """
+        query = select(Dataset).where(Dataset.deleted_at.is_(None))
+        if states:
+            query = query.where(Dataset.state.in_(states))
+        return page(
+            self._session,
+            query,
+            Dataset,
+            limit=limit,
+            descending=descending,
+            after=None if after is None else self.get(after),
+            before=None if before is None else self.get(before),
+        )
+
+    def mark_deleted(self, dataset_id: str) -> None:
+        """Hide the dataset for good; the reconciler deletes its archive.
+
+        Raises:
+            NotFoundError: if there is none, or it was already deleted.
+        """
+        now = self._clock.now()
+        if not self._update(
+            Dataset.id == dataset_id, Dataset.deleted_at.is_(None), deleted_at=now, next_publish_at=None
+        ):
+            raise NotFoundError(f"There is no dataset {dataset_id!r}.")
+
+    def claim(self, worker_id: str) -> Dataset | None:
+        """Take the oldest unchecked dataset under a new `epoch`; None if nothing is due."""
+        now = self._clock.now()
+        due = and_(
+            UNFINISHED, Dataset.worker_id.is_(None), or_(Dataset.not_before.is_(None), Dataset.not_before <= now)
+        )
+        dataset_id = self._session.scalar(
+            select(Dataset.id)
+            .where(due)
+            .order_by(Dataset.created_at, Dataset.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        if dataset_id is None:
+            return None
+        taken = {"worker_id": worker_id, "epoch": Dataset.epoch + 1, "hb_seq": 0, "next_publish_at": None}
+        return self._update(Dataset.id == dataset_id, due, **taken)
+
+    def heartbeat(self, dataset_id: str, epoch: int) -> None:
+        """Renew the lease.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the dataset (also when it was deleted).
+        """
+        self._fenced(dataset_id, epoch, hb_seq=Dataset.hb_seq + 1)
+
+    def finish(
+        self,
+        dataset_id: str,
+        epoch: int,
+        outcome: DatasetState,
+        *,
+        report: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> Dataset:
+        """Store the outcome of the check: ready or invalid with a `report`, failed with an `error`.
+
+        Afterwards call `jobs.release_waiting` in the same transaction and ring for the jobs it returns.
+        `processing` with an `error` gives the dataset back for another attempt, or fails it when none is left.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the dataset (also when it was deleted).
+        """
+        dataset = self._fenced(dataset_id, epoch, updated_at=self._clock.now())
+        if outcome is DatasetState.PROCESSING:
+            return self._fenced(dataset_id, epoch, **self._after_failure(dataset, error or {}))
+        return self._fenced(dataset_id, epoch, report=report, error=error, **self._ended(outcome))
+
+    def drain(self, dataset_id: str, epoch: int) -> None:
+        """Give the dataset back unchecked, due at once; does not count as an attempt.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the dataset.
+        """
+        self._fenced(dataset_id, epoch, worker_id=None, next_publish_at=self._clock.now())
+
+    def leases(self) -> Sequence[Lease]:
+        """Every held lease."""
+        held = and_(UNFINISHED, Dataset.worker_id.is_not(None))
+        rows = self._session.execute(select(Dataset.id, Dataset.epoch, Dataset.hb_seq).where(held))
+        return [Lease(*row) for row in rows]
+
+    def reap(self, lease: Lease) -> Dataset:
+        """Take a dataset away from a worker that has stopped renewing: due again, or failed.
+
+        Raises:
+            StateConflictError: if the lease was renewed or ended meanwhile.
+        """
+        error = {
+            "code": "worker_lost",
+            "message": "The worker was lost while it checked the dataset.",
+            "hint": "Upload the dataset again; if this repeats, the archive may need more memory than the machine has.",
+            "retryable": True,
+        }
+        values = self._after_failure(self.get(lease.id), error)
+        held = (Dataset.id == lease.id, Dataset.epoch == lease.epoch, Dataset.hb_seq == lease.hb_seq)
+        dataset = self._update(*held, UNFINISHED, Dataset.worker_id.is_not(None), **values)
+        if dataset is None:
+            raise StateConflictError(f"lease {lease.epoch} of {lease.id} was renewed or has ended")
+        return dataset
+
+    def due(self, limit: int, *, republish_s: float) -> Sequence[str]:
+        """Ids of unchecked datasets whose announcement is due; each is next due after `republish_s`."""
+        now = self._clock.now()
+        ids = self._session.scalars(
+            select(Dataset.id)
+            .where(UNFINISHED, Dataset.worker_id.is_(None), Dataset.next_publish_at <= now)
+            .order_by(Dataset.next_publish_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        again = now + timedelta(seconds=republish_s)
+        self._session.execute(update(Dataset).where(Dataset.id.in_(ids)).values(next_publish_at=again))
+        return ids
+
+    def deleted(self, limit: int) -> Sequence[Dataset]:
+        """Deleted datasets whose archives are still kept."""
+        query = select(Dataset).where(Dataset.deleted_at.is_not(None), Dataset.storage_key.is_not(None))
+        return self._session.scalars(query.limit(limit)).all()
+
+    def known_keys(self, keys: Sequence[str]) -> set[str | None]:
+        """Those of the storage keys that a dataset names."""
+        return set(self._session.scalars(select(Dataset.storage_key).where(Dataset.storage_key.in_(keys))))
+
+    def forget_archive(self, dataset_id: str) -> None:
+        """Note that a deleted dataset's archive is gone."""
+        self._update(Dataset.id == dataset_id, storage_key=None)
+
+    def _after_failure(self, dataset: Dataset, error: dict[str, Any]) -> dict[str, Any]:
+        lost = dataset.lost_attempts + 1
+        if lost >= self._max_attempts:
+            return {"lost_attempts": lost, "error": error, **self._ended(DatasetState.FAILED)}
+        not_before = self._clock.now() + timedelta(seconds=self._retry.delay_s(lost))
+        return {"lost_attempts": lost, "worker_id": None, "not_before": not_before, "next_publish_at": not_before}
+
+    def _ended(self, outcome: DatasetState) -> dict[str, Any]:
+        return {"state": outcome, "worker_id": None, "finished_at": self._clock.now(), "next_publish_at": None}
+
+    def _fenced(self, dataset_id: str, epoch: int, **values: Any) -> Dataset:
+        held = (Dataset.id == dataset_id, Dataset.epoch == epoch, Dataset.worker_id.is_not(None))
+        dataset = self._update(*held, UNFINISHED, **values)
+        if dataset is None:
+            raise LeaseLostError(f"lease {epoch} of {dataset_id} is no longer held")
+        return dataset
+
+    def _update(self, *conditions: ColumnElement[bool], **values: Any) -> Dataset | None:
+        statement = update(Dataset).where(*conditions).values(**values).returning(Dataset)
+        options = {"synchronize_session": False, "populate_existing": True}
+        return self._session.scalars(statement, execution_options=options).one_or_none()

@@ -1,0 +1,70 @@
+"""Events of jobs: append-only, numbered from 1 without gaps per job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select
+
+from sam3_lora.events import Level
+from service.shared.db.models import Job, JobEvent
+from service.shared.db.repositories.fencing import write_fenced
+from service.shared.ids import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from service.shared.clock import Clock
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event before it has a number. `type` is one of `sam3_lora.events.EventType`, or `status` for a move."""
+
+    type: str
+    message: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    level: str = Level.INFO
+
+
+class EventRepository:
+    def __init__(self, session: Session, clock: Clock) -> None:
+        self._session = session
+        self._clock = clock
+
+    def append(self, job_id: str, epoch: int, events: Sequence[NewEvent]) -> None:
+        """Store events of the attempt that holds the job, in order.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the job.
+        """
+        if events:
+            job = write_fenced(self._session, job_id, epoch, last_event_seq=Job.last_event_seq + len(events))
+            self.store(job, events)
+
+    def store(self, job: Job, events: Sequence[NewEvent]) -> None:
+        """Insert events whose numbers, the last of `job.last_event_seq`, this transaction has already taken."""
+        first = job.last_event_seq - len(events) + 1
+        rows = [
+            {
+                "job_id": job.id,
+                "seq": first + index,
+                "id": new_id("evt"),
+                "attempt": job.attempt,
+                "type": event.type,
+                "level": event.level,
+                "message": event.message,
+                "data": event.data,
+                "created_at": self._clock.now(),
+            }
+            for index, event in enumerate(events)
+        ]
+        self._session.execute(insert(JobEvent), rows)
+
+    def list(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
+        """Events with `seq` above `after`, oldest first."""
+        query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
+        return self._session.scalars(query.order_by(JobEvent.seq).limit(limit)).all()

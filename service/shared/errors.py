@@ -1,0 +1,132 @@
+"""Errors of the service: each with the HTTP status, the stable code and the title that clients see."""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """Base of every error the service raises on purpose; the message tells the user what to do."""
+
+    status = 500
+    code = "internal"
+    title = "Internal server error"
+
+    def __init__(self, message: str, *, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.errors = errors or []
+
+
+class SettingsError(ServiceError):
+    """The settings are wrong or unsafe; the process must not start."""
+
+    code = "settings_invalid"
+    title = "Invalid settings"
+
+
+class NotFoundError(ServiceError):
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class MalformedRequestError(ServiceError):
+    """The request cannot be read at all."""
+
+    status = 400
+    code = "malformed_request"
+    title = "Malformed request"
+
+
+class InvalidRequestError(ServiceError):
+    """The request can be read but breaks rules; `errors` names each place."""
+
+    status = 422
+    code = "invalid_request"
+    title = "Invalid request"
+
+
+class BaseModelUnavailableError(ServiceError):
+    status = 422
+    code = "base_model_unavailable"
+    title = "Base model unavailable"
+
+
+class DatasetInvalidError(ServiceError):
+    status = 422
+    code = "dataset_invalid"
+    title = "Dataset invalid"
+
+
+class IdempotencyKeyReusedError(ServiceError):
+    """The same key came with another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    title = "Idempotency key reused"
+
+
+class ConflictError(ServiceError):
+    """The request does not fit the present state; repeating it unchanged does not help."""
+
+    status = 409
+    code = "conflict"
+    title = "Conflict"
+
+
+class StateConflictError(ConflictError):
+    """A job or dataset is not in a state from which the asked move is allowed."""
+
+    code = "state_conflict"
+    title = "State conflict"
+
+
+class DatasetInUseError(ConflictError):
+    code = "dataset_in_use"
+    title = "Dataset in use"
+
+
+class RequestTimeoutError(ServiceError):
+    status = 408
+    code = "request_timeout"
+    title = "Request timeout"
+
+
+class PayloadTooLargeError(ServiceError):
+    status = 413
+    code = "payload_too_large"
+    title = "Payload too large"
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+
+
+class StorageFullError(ServiceError):
+    """No space is left where datasets and checkpoints are kept."""
+
+    status = 507
+    code = "storage_full"
+    title = "Storage full"
+
+
+class StorageError(ServiceError):
+    """Storage answered with a failure that is not the client's."""
+
+    status = 503
+    code = "storage_unavailable"
+    title = "Storage unavailable"
+
+
+class DatabaseUnavailableError(ServiceError):
+    status = 503
+    code = "database_unavailable"
+    title = "Database unavailable"
+
+
+class LeaseLostError(ServiceError):
+    """This worker no longer holds the job or dataset: kill the work, write nothing more."""
+
+    code = "lease_lost"
+    title = "Lease lost"

@@ -1,0 +1,205 @@
+"""Settings of every process, read once at start from `SAM3_*` environment variables and passed down."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.shared.errors import SettingsError
+
+PREFIX = "SAM3_"
+GIB = 2**30
+
+
+class Settings(BaseSettings):
+    """Every field acts; combinations that could lose or double work refuse to start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    data_dir: Path = Path("sam3-data")
+    """Folder of everything this machine keeps: database, storage, uploads in progress, logs, workspaces."""
+    database_url: str = Field("", repr=False)
+    """`sqlite:////absolute/file.db` or `postgresql://user:password@host/name`; empty: SQLite in `data_dir`."""
+    broker_url: str = Field("", repr=False)
+    """`redis://...`, `rediss://...` or `redis+socket:///path`; empty: the embedded broker's socket in `data_dir`."""
+    storage_url: str = ""
+    """`file:///absolute/folder` that keeps datasets and checkpoints; empty: a folder in `data_dir`."""
+
+    host: str = "127.0.0.1"
+    """Address the API listens on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """TCP port of the API; 0: any free one."""
+    allow_unauthenticated_network: bool = False
+    """Listen on an address that other machines reach although the API asks nobody for a key."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe log line that is written."""
+
+    heartbeat_interval_s: float = Field(5, gt=0)
+    """Seconds between a worker's renewals of its lease."""
+    lease_timeout_s: float = Field(30, gt=0)
+    """Seconds without a renewal after which the reconciler takes the work away."""
+    self_fence_s: float = Field(20, gt=0)
+    """Seconds without a renewal after which a trainer ends itself."""
+    kill_grace_s: float = Field(5, gt=0)
+    """Seconds that ending a trainer by force may take; self_fence_s + kill_grace_s stays below lease_timeout_s."""
+    terminate_grace_s: float = Field(20, gt=0)
+    """Seconds a trainer gets after SIGTERM to save a checkpoint before it is killed."""
+    no_progress_timeout_s: float = Field(1800, gt=0)
+    """Seconds without any event from a trainer after which it is ended as hung."""
+    poll_interval_s: float = Field(30, gt=0)
+    """Seconds between an idle worker's looks into the database, which find work without a broker."""
+    reconcile_interval_s: float = Field(5, gt=0)
+    """Seconds between passes of the reconciler."""
+    republish_interval_s: float = Field(30, gt=0)
+    """Seconds after which work that nobody claimed is announced to the workers again."""
+    retry_backoff_s: float = Field(10, gt=0)
+    """Seconds before the second attempt of work that failed through no fault of its own; doubles each time."""
+    retry_backoff_max_s: float = Field(600, gt=0)
+    """Longest wait between attempts, in seconds."""
+    ingest_max_attempts: int = Field(3, ge=1, le=100)
+    """Attempts to check an uploaded dataset before it fails."""
+
+    max_upload_bytes: int = Field(20 * GIB, ge=1)
+    """Largest dataset archive, in bytes."""
+    max_json_bytes: int = Field(2**20, ge=1024)
+    """Largest JSON request body, in bytes."""
+    upload_idle_timeout_s: float = Field(60, gt=0)
+    """Seconds an upload may stall before it is dropped."""
+    max_log_bytes: int = Field(16 * 2**20, ge=4096)
+    """Log text kept of one job, in bytes; what comes later is dropped with a note."""
+    idempotency_retention_s: float = Field(86400, gt=0)
+    """Seconds an Idempotency-Key is remembered."""
+    staging_retention_s: float = Field(86400, gt=0)
+    """Seconds after which the leftovers of a broken upload are deleted."""
+    worker_retention_s: float = Field(86400, gt=0)
+    """Seconds after its last sign of life that a worker is forgotten."""
+
+    checkpoint: Path | None = None
+    """Local file of the official SAM3 weights (`sam3.pt`)."""
+    checkpoint_from_hub: bool = False
+    """Fetch the official weights from the hub (gated: needs an account that was granted access)."""
+
+    @field_validator("data_dir", "checkpoint")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().resolve()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places(cls, values: dict[str, Any]) -> dict[str, Any]:
+        data_dir = Path(values.get("data_dir") or "sam3-data").expanduser().resolve()
+        defaults = {
+            "database_url": f"sqlite:///{data_dir / 'service.db'}",
+            "broker_url": f"redis+socket://{data_dir / 'broker.sock'}",
+            "storage_url": (data_dir / "storage").as_uri(),
+        }
+        return values | {name: values.get(name) or default for name, default in defaults.items()}
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        if url.startswith("postgres://"):  # the form many hosts print; SQLAlchemy knows only the other
+            url = "postgresql://" + url.removeprefix("postgres://")
+        if url.startswith("sqlite:") and not url.startswith("sqlite:////"):
+            raise ValueError("an SQLite URL names an absolute file, as in sqlite:////var/lib/sam3/service.db")
+        if not url.startswith(("sqlite:////", "postgresql://", "postgresql+psycopg://")):
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        return url
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, url: str) -> str:
+        if not url.startswith(("redis://", "rediss://", "redis+socket://")):
+            raise ValueError("must begin with redis://, rediss:// or redis+socket://")
+        return url
+
+    @field_validator("storage_url")
+    @classmethod
+    def _known_storage(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+            raise ValueError("only file:///absolute/folder is supported; object stores are not supported yet")
+        return url
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if self.self_fence_s + self.kill_grace_s >= self.lease_timeout_s:
+            raise ValueError(
+                f"self_fence_s + kill_grace_s ({self.self_fence_s:g} + {self.kill_grace_s:g}) must be below "
+                f"lease_timeout_s ({self.lease_timeout_s:g}): else two trainers of one job could overlap"
+            )
+        if self.heartbeat_interval_s * 2 > self.self_fence_s:
+            raise ValueError(
+                "heartbeat_interval_s must be at most half of self_fence_s: one late beat is not a failure"
+            )
+        if not is_loopback(self.host) and not self.allow_unauthenticated_network:
+            raise ValueError(
+                f"host {self.host} is reachable from other machines and this API asks for no key: bind 127.0.0.1 "
+                f"behind an authenticating proxy, or set {PREFIX}ALLOW_UNAUTHENTICATED_NETWORK=true"
+            )
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            raise ValueError(f"checkpoint {self.checkpoint} is not a file")
+        return self
+
+    @property
+    def storage_dir(self) -> Path:
+        """Folder behind `storage_url`."""
+        return Path(unquote(urlsplit(self.storage_url).path))
+
+    @property
+    def staging_dir(self) -> Path:
+        """Folder of uploads in progress."""
+        return self.data_dir / "staging"
+
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        """Base models that this installation can train."""
+        official = self.checkpoint is not None or self.checkpoint_from_hub
+        return ("sam3", "sam3-tiny") if official else ("sam3-tiny",)
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings from the environment; `overrides` win.
+
+    Raises:
+        SettingsError: with one line per fault, also for a `SAM3_*` variable that no setting reads.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    unknown = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
+    faults = [f"{name}: no such setting{_nearest(name, known)}" for name in sorted(unknown)]
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        faults += [_describe(dict(item)) for item in error.errors(include_url=False, include_input=False)]
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _describe(item: dict[str, Any]) -> str:
+    name = PREFIX + str(item["loc"][0]).upper() + ": " if item["loc"] else ""
+    return name + str(item["msg"]).removeprefix("Value error, ")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name.upper(), known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,83 @@
+"""States of jobs and datasets, and every move between them: who may make which.
+
+A move that is not listed is refused here and again by a database trigger. Terminal states are never left.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class DatasetState(StrEnum):
+    PROCESSING = "processing"
+    READY = "ready"
+    INVALID = "invalid"
+    FAILED = "failed"
+
+
+class Actor(StrEnum):
+    """Who makes a move."""
+
+    API = "api"
+    INGEST = "ingest"
+    WORKER = "worker"
+    REAPER = "reaper"
+
+
+class JobRequest(StrEnum):
+    """What a user asked of a running job; delivered to its worker by the heartbeat's answer."""
+
+    CANCEL = "cancel"
+    STOP = "stop"
+    PAUSE = "pause"
+
+
+INITIAL = frozenset({JobState.VALIDATING_FILES, JobState.QUEUED})
+LEASED = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
+"""States in which a worker holds the job."""
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+_S = JobState
+_BOTH = frozenset({Actor.WORKER, Actor.REAPER})
+JOB_MOVES: dict[tuple[JobState, JobState], frozenset[Actor]] = {
+    (_S.VALIDATING_FILES, _S.QUEUED): frozenset({Actor.INGEST}),
+    (_S.VALIDATING_FILES, _S.FAILED): frozenset({Actor.INGEST, Actor.REAPER}),
+    (_S.VALIDATING_FILES, _S.CANCELLED): frozenset({Actor.API}),
+    (_S.QUEUED, _S.RUNNING): frozenset({Actor.WORKER}),
+    (_S.QUEUED, _S.CANCELLED): frozenset({Actor.API}),
+    (_S.RUNNING, _S.SUCCEEDED): frozenset({Actor.WORKER}),
+    (_S.RUNNING, _S.FAILED): _BOTH,
+    (_S.RUNNING, _S.QUEUED): _BOTH,
+    (_S.RUNNING, _S.CANCELLING): frozenset({Actor.API}),
+    (_S.RUNNING, _S.PAUSING): frozenset({Actor.API}),
+    (_S.CANCELLING, _S.CANCELLED): _BOTH,
+    (_S.PAUSING, _S.PAUSED): _BOTH,
+    (_S.PAUSING, _S.SUCCEEDED): frozenset({Actor.WORKER}),
+    (_S.PAUSING, _S.FAILED): frozenset({Actor.WORKER}),
+    (_S.PAUSING, _S.CANCELLING): frozenset({Actor.API}),
+    (_S.PAUSED, _S.QUEUED): frozenset({Actor.API}),
+    (_S.PAUSED, _S.CANCELLED): frozenset({Actor.API}),
+}
+
+DATASET_MOVES: dict[tuple[DatasetState, DatasetState], frozenset[Actor]] = {
+    (DatasetState.PROCESSING, DatasetState.READY): frozenset({Actor.INGEST}),
+    (DatasetState.PROCESSING, DatasetState.INVALID): frozenset({Actor.INGEST}),
+    (DatasetState.PROCESSING, DatasetState.FAILED): frozenset({Actor.INGEST, Actor.REAPER}),
+}
+
+
+def sources(to: JobState, by: Actor) -> frozenset[JobState]:
+    """States from which `by` may move a job to `to`."""
+    return frozenset(old for (old, new), actors in JOB_MOVES.items() if new is to and by in actors)

@@ -1,0 +1,83 @@
+"""Transactions: the one place that commits, and rings the workers once that has succeeded."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+from service.shared.db.migrate import open_engine
+from service.shared.db.repositories.attempts import AttemptRepository
+from service.shared.db.repositories.checkpoints import CheckpointRepository
+from service.shared.db.repositories.datasets import DatasetRepository
+from service.shared.db.repositories.events import EventRepository
+from service.shared.db.repositories.idempotency import IdempotencyRepository
+from service.shared.db.repositories.jobs import JobRepository
+from service.shared.db.repositories.logs import LogRepository
+from service.shared.db.repositories.metrics import MetricRepository
+from service.shared.db.repositories.workers import WorkerRepository
+from service.shared.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from service.shared.clock import Clock
+    from service.shared.queue import Queue, Task
+    from service.shared.settings import Settings
+
+
+class UnitOfWork:
+    """Every repository, on one transaction."""
+
+    def __init__(self, session: Session, clock: Clock, settings: Settings) -> None:
+        retry = RetryPolicy(settings.retry_backoff_s, settings.retry_backoff_max_s)
+        self.session = session
+        self.clock = clock
+        self.events = EventRepository(session, clock)
+        self.jobs = JobRepository(session, clock, self.events)
+        self.attempts = AttemptRepository(session, clock, self.jobs, retry)
+        self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts)
+        self.metrics = MetricRepository(session, clock)
+        self.logs = LogRepository(session, settings.max_log_bytes)
+        self.checkpoints = CheckpointRepository(session, clock)
+        self.workers = WorkerRepository(session, clock)
+        self.idempotency = IdempotencyRepository(session, clock)
+        self.rings: list[tuple[Task, str]] = []
+
+    def ring_after_commit(self, task: Task, resource_id: str) -> None:
+        """Tell the workers of a task once the transaction has committed."""
+        self.rings.append((task, resource_id))
+
+
+class Database:
+    """Opens units of work. Thread-safe; open one per process, after any fork.
+
+    Rows stay readable after their unit of work has ended.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, queue: Queue) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._queue = queue
+        self.engine = open_engine(settings)
+        self._reading = self.engine.execution_options(read_only=True)
+
+    @contextmanager
+    def write(self) -> Iterator[UnitOfWork]:
+        """A transaction that commits on a clean exit and then rings; rolls back on any exception."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            unit = UnitOfWork(session, self._clock, self._settings)
+            with session.begin():
+                yield unit
+        for task, resource_id in unit.rings:
+            self._queue.ring(task, resource_id)
+
+    @contextmanager
+    def read(self) -> Iterator[UnitOfWork]:
+        """A transaction that only reads, and waits for no writer."""
+        with Session(self._reading, expire_on_commit=False) as session, session.begin():
+            yield UnitOfWork(session, self._clock, self._settings)
+
+    def close(self) -> None:
+        self.engine.dispose()

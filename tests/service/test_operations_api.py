@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from service.api.errors import Problem
+from tests.service.conftest import Api
+
+
+def test_probes_answer_with_and_without_the_version(api: Api) -> None:
+    for prefix in ("", "/v1"):
+        assert api.client.get(f"{prefix}/livez").json() == {"status": "ok"}
+        assert api.client.get(f"{prefix}/version").json()["base_models"] == ["sam3-tiny"]
+
+
+def test_ready_is_degraded_without_workers_or_broker_and_ok_with_them(api: Api) -> None:
+    response = api.client.get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    with api.database.write() as unit:
+        unit.workers.beat("w-1", kind="gpu", host="h", pid=1, device="NVIDIA H100")
+        unit.workers.beat("w-2", kind="cpu", host="h", pid=2, device=None)
+        unit.workers.beat("w-2", kind="cpu", host="h", pid=2, device=None)
+    assert api.client.get("/readyz").json() == {
+        "status": "ok",
+        "checks": dict.fromkeys(("database", "gpu_workers", "cpu_workers", "storage", "broker"), "ok"),
+    }
+    api.queue.down = True
+    assert api.client.get("/readyz").json()["checks"]["broker"] == "degraded"
+    api.queue.down = False
+    api.clock.advance(api.settings.lease_timeout_s + 1)
+    assert api.client.get("/readyz").json()["checks"]["gpu_workers"] == "degraded"
+    with api.database.write() as unit:
+        unit.workers.remove("w-1")
+        unit.workers.forget_silent(0)
+        assert unit.workers.count_alive("cpu", within_s=10**6) == 0
+
+
+def test_not_ready_where_nothing_can_be_stored(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("gone"))
+
+    monkeypatch.setattr("service.shared.db.repositories.workers.WorkerRepository.count_alive", gone)
+    response = api.client.get("/readyz")
+    assert (response.status_code, response.json()["checks"]["database"]) == (503, "failed")
+
+
+def test_the_openapi_document_describes_every_operation_and_its_problems(api: Api) -> None:
+    document = api.client.get("/openapi.json").json()
+    assert document["servers"] == [{"url": "/v1"}, {"url": "/"}]
+    assert set(document["components"]["schemas"]["Problem"]["required"]) == set(Problem.model_fields)
+    names: list[str] = []
+    for path, operations in document["paths"].items():
+        assert not path.startswith("/v1")
+        for operation in operations.values():
+            names.append(operation["operationId"])
+            assert operation["description"]
+            assert operation["tags"]
+            for status, response in operation["responses"].items():
+                if status >= "400" and path != "/readyz":
+                    assert list(response["content"]) == ["application/problem+json"], (path, status)
+    assert len(names) == len(set(names)) == 17
+    config = document["components"]["schemas"]["LoraConfig"]["properties"]
+    assert all(field["description"] for field in config.values())
+    references = {
+        part.split('"')[0] for part in api.client.get("/openapi.json").text.split("#/components/schemas/")[1:]
+    }
+    assert references <= set(document["components"]["schemas"])

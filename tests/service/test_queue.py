@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.shared.clock import SystemClock
+from service.shared.queue import SILENCE_AFTER_FAILURE_S, CeleryQueue, Task, celery_app
+from service.shared.settings import Settings
+from tests.service.conftest import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def queue(tmp_path: Path, redis_url: str) -> Iterator[CeleryQueue]:
+    queue = CeleryQueue(Settings(data_dir=tmp_path, broker_url=redis_url), SystemClock())
+    yield queue
+    queue.close()
+
+
+def test_a_ring_reaches_the_queue_of_its_kind_with_the_id_alone(queue: CeleryQueue) -> None:
+    assert (queue.depth(Task.TRAIN), queue.depth(Task.INGEST)) == (0, 0)
+    assert queue.ring(Task.TRAIN, "job_1")
+    assert queue.ring(Task.TRAIN, "job_2")
+    assert queue.ring(Task.INGEST, "ds_1")
+    assert (queue.depth(Task.TRAIN), queue.depth(Task.INGEST)) == (2, 1)
+    with queue._app.connection_for_write() as connection:
+        message = json.loads(connection.default_channel.client.lindex("cpu", 0))
+    assert message["headers"]["task"] == "worker.ingest"
+    assert "ds_1" in message["headers"]["argsrepr"]
+
+
+@pytest.mark.parametrize("url", ["redis+socket:///nowhere/broker.sock", "redis://127.0.0.1:1/0"])
+def test_a_broker_that_is_down_costs_no_time_and_raises_nothing(tmp_path: Path, url: str) -> None:
+    clock = FakeClock()
+    queue = CeleryQueue(Settings(data_dir=tmp_path, broker_url=url), clock)
+    started = time.monotonic()
+    assert not queue.ring(Task.TRAIN, "job_1")
+    assert queue.depth(Task.TRAIN) is None
+    assert time.monotonic() - started < 3
+    started = time.monotonic()
+    assert not queue.ring(Task.TRAIN, "job_1")
+    assert time.monotonic() - started < 0.05
+    clock.advance(SILENCE_AFTER_FAILURE_S)
+    assert not queue.ring(Task.TRAIN, "job_1")
+    queue.close()
+
+
+def test_a_broker_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        queue = CeleryQueue(Settings(data_dir=tmp_path, broker_url=url), SystemClock())
+        started = time.monotonic()
+        assert not queue.ring(Task.TRAIN, "job_1")
+        assert time.monotonic() - started < 5
+        queue.close()
+
+
+def test_a_ring_works_again_once_the_broker_is_back(tmp_path: Path) -> None:
+    from tests.servers import redis_server
+
+    folder = tmp_path / "v"
+    folder.mkdir()
+    clock = FakeClock()
+    with redis_server(folder) as url:
+        queue = CeleryQueue(Settings(data_dir=tmp_path, broker_url=url), clock)
+        assert queue.ring(Task.TRAIN, "job_1")
+    assert not queue.ring(Task.TRAIN, "job_2")
+    clock.advance(SILENCE_AFTER_FAILURE_S)
+    with redis_server(folder):
+        assert queue.ring(Task.TRAIN, "job_3")
+        queue.close()
+
+
+def test_both_sides_share_options_that_never_lose_or_repeat_by_themselves(tmp_path: Path) -> None:
+    conf = celery_app(Settings(data_dir=tmp_path)).conf
+    assert conf.task_acks_late
+    assert not conf.task_reject_on_worker_lost
+    assert conf.worker_prefetch_multiplier == 1
+    assert conf.worker_cancel_long_running_tasks_on_connection_loss is False
+    assert conf.broker_connection_max_retries is None
+    assert conf.broker_transport_options["visibility_timeout"] > 30 * 86400 - 1
+    assert conf.accept_content == ["json"]
+    assert conf.result_backend is None

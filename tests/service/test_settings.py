@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.shared.errors import SettingsError
+from service.shared.settings import Settings, is_loopback, load
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    for name in os.environ:
+        if name.startswith("SAM3_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_everything_lies_in_the_data_folder_by_default(tmp_path: Path) -> None:
+    settings = load()
+    assert settings.data_dir == tmp_path / "sam3-data"
+    assert settings.database_url == f"sqlite:///{tmp_path}/sam3-data/service.db"
+    assert settings.broker_url == f"redis+socket://{tmp_path}/sam3-data/broker.sock"
+    assert settings.storage_dir == tmp_path / "sam3-data" / "storage"
+    assert settings.base_models == ("sam3-tiny",)
+
+
+def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM3_PORT", "9000")
+    monkeypatch.setenv("SAM3_DATABASE_URL", "postgres://u:p@h/d")
+    assert load().port == 9000
+    assert load().database_url == "postgresql://u:p@h/d"
+    assert load(port=1).port == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"self_fence_s": 25}, "two trainers"),
+        ({"lease_timeout_s": 25}, "two trainers"),
+        ({"heartbeat_interval_s": 11}, "half of self_fence_s"),
+        ({"host": "0.0.0.0"}, "ALLOW_UNAUTHENTICATED_NETWORK"),
+        ({"host": "example.org"}, "ALLOW_UNAUTHENTICATED_NETWORK"),
+        ({"host": "::"}, "ALLOW_UNAUTHENTICATED_NETWORK"),
+        ({"storage_url": "s3://bucket"}, "not supported yet"),
+        ({"storage_url": "file://host/x"}, "absolute folder"),
+        ({"database_url": "mysql://x"}, "sqlite:/// or postgresql://"),
+        ({"database_url": "sqlite://"}, "absolute file"),
+        ({"database_url": "sqlite:///relative.db"}, "absolute file"),
+        ({"broker_url": "memory://"}, "redis://"),
+        ({"checkpoint": "/nope/sam3.pt"}, "not a file"),
+        ({"lease_timeout_s": float("inf")}, "SAM3_LEASE_TIMEOUT_S"),
+        ({"poll_interval_s": 0}, "SAM3_POLL_INTERVAL_S"),
+        ({"port": 70000}, "SAM3_PORT"),
+        ({"prot": 1}, "SAM3_PROT"),
+    ],
+)
+def test_wrong_and_unsafe_settings_do_not_start(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(**values)
+    assert message.replace("absolute folder", "only file:///absolute/folder") in caught.value.message
+
+
+def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM3_DATADIR", "/x")
+    with pytest.raises(SettingsError, match=r"SAM3_DATADIR.*did you mean SAM3_DATA_DIR"):
+        load()
+
+
+def test_the_network_can_be_allowed_on_purpose() -> None:
+    assert load(host="0.0.0.0", allow_unauthenticated_network=True).host == "0.0.0.0"
+    assert [is_loopback(host) for host in ("localhost", "127.0.0.9", "::1", "10.0.0.1", "")] == [True] * 3 + [False] * 2
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = load(database_url="postgresql://u:canary@h/d", broker_url="redis://:canary@h")
+    assert "canary" not in repr(settings)
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
