@@ -35,25 +35,27 @@ from sam3_lora.model.build import build_model
 from sam3_lora.synthetic.scenes import COLOURS, KNOWN, Scene, draw_scene
 
 EMA_DECAY = 0.999
-EASY_IMAGES = 48_000
-DENSE_STEPS = 1000
+NOTHING = -1
+EASY_IMAGES = 120_000
+DENSE_STEPS = 2000
 
 
 class SceneSamples(IterableDataset[Sample]):
     """Endless samples with `positives` present words and `negatives` absent ones each.
 
-    Scenes start plain and with few objects, and reach full clutter after `EASY_IMAGES` images: from cluttered
+    Scenes start plain and with few objects, and reach full clutter after `easy_images`: from cluttered
     scenes alone, presence was still at chance after 17,000 images.
     """
 
-    def __init__(self, seed: int, *, drawn: int = 0, positives: int = 2, negatives: int = 1) -> None:
-        self.seed, self.drawn, self.positives, self.negatives = seed, drawn, positives, negatives
+    def __init__(self, seed: int, *, easy_images: int, drawn: int = 0, positives: int = 2, negatives: int = 1) -> None:
+        self.seed, self.easy_images, self.drawn = seed, easy_images, drawn
+        self.positives, self.negatives = positives, negatives
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         for drawn in count(self.drawn, worker.num_workers if worker else 1):
-            clutter = min(1.0, drawn / EASY_IMAGES)
+            clutter = min(1.0, drawn / self.easy_images)
             scene = draw_scene(rng, count=(1, 3 + round(2 * clutter)), clutter=clutter)
             yield sample_queries(rng, scene, self.positives, self.negatives)
 
@@ -69,7 +71,8 @@ def sample_queries(rng: np.random.Generator, scene: Scene, positives: int, negat
     chosen = rng.choice(present, min(positives, len(present)), replace=False, p=weights / weights.sum())
     absent = [w for w in (*KNOWN, *COLOURS) if w not in members]
     weights = np.array([1.0 if word in KNOWN else 0.5 for word in absent])
-    refused = rng.choice(absent, negatives + positives - len(chosen), replace=False, p=weights / weights.sum())
+    refusals = min(len(absent), negatives + positives - len(chosen))
+    refused = rng.choice(absent, refusals, replace=False, p=weights / weights.sum())
     queries = [Query(str(word), tuple(members[str(word)])) for word in chosen]
     queries += [Query(str(word), ()) for word in refused]
     size = scene.pixels.shape[0]
@@ -80,6 +83,55 @@ def sample_queries(rng: np.random.Generator, scene: Scene, positives: int, negat
         masks_NHW=torch.from_numpy(np.stack([item.mask for item in scene.objects])),
         queries=tuple(queries),
     )
+
+
+def pretrain_backbone(model: Any, seed: int, out: Path, *, steps: int, batch: int) -> None:
+    """Teach the ViT to name what lies in each patch, by two linear classifiers that are thrown away.
+
+    SAM3's own backbone comes pretrained too. Without this, colours were matched to words after 10,000 images
+    while shapes were still at chance: the features to tell them apart did not exist yet.
+    """
+    neck = model.backbone.vision_backbone
+    device = next(model.parameters()).device
+    head = nn.Conv2d(SAM3_TINY.d_model, len(KNOWN) + len(COLOURS) + 1, 1).to(device)
+    parameters = [*neck.trunk.parameters(), *neck.convs[2].parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, weight_decay=1e-4)
+    hits: deque[float] = deque(maxlen=50)
+    rng = np.random.default_rng([seed, 1])
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, 1e-3, 100)
+        scenes = [draw_scene(rng, count=(1, 5), clutter=step / steps) for _ in range(batch)]
+        images = torch.stack([normalise(torch.from_numpy(scene.pixels)) for scene in scenes]).to(device)
+        labels = [patch_labels(scene) for scene in scenes]
+        shape_BHW, colour_BHW = (torch.stack(part).to(device) for part in zip(*labels, strict=True))
+        logits_BKHW = head(neck.convs[2](neck.trunk(images)[-1]))
+        shape_BKHW, colour_BKHW, covered_B1HW = logits_BKHW.split([len(KNOWN), len(COLOURS), 1], 1)
+        loss = (
+            nn.functional.cross_entropy(shape_BKHW, shape_BHW, ignore_index=NOTHING)
+            + nn.functional.cross_entropy(colour_BKHW, colour_BHW, ignore_index=NOTHING)
+            + nn.functional.binary_cross_entropy_with_logits(covered_B1HW[:, 0], (shape_BHW != NOTHING).float())
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        right = shape_BKHW.argmax(1) == shape_BHW
+        hits.append(float(right[shape_BHW != NOTHING].float().mean()))
+        if (step + 1) % 50 == 0:
+            row = {"backbone_step": step + 1, "loss": round(float(loss.detach()), 4), "shape_accuracy": np.mean(hits)}
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+
+
+def patch_labels(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Shape and colour index of the object that covers most of each patch, (H, W) each; `NOTHING` where none does."""
+    masks_NHW = torch.from_numpy(np.stack([item.mask for item in scene.objects])).float()
+    share_HW, owner_HW = nn.functional.avg_pool2d(masks_NHW, SAM3_TINY.patch_size).max(0)
+    shapes = torch.tensor([list(KNOWN).index(item.shape) for item in scene.objects])[owner_HW]
+    colours = torch.tensor([list(COLOURS).index(item.colour) for item in scene.objects])[owner_HW]
+    covered = share_HW > 0.25
+    return shapes.where(covered, NOTHING), colours.where(covered, NOTHING)
 
 
 def images_until(step: int, batch: int) -> int:
@@ -113,8 +165,15 @@ def train(args: argparse.Namespace) -> None:
         ema, start = state["ema"], state["step"]
         seed += start  # other scenes than before the interruption
     samples = iter(
-        DataLoader(SceneSamples(seed, drawn=images_until(start, args.batch)), None, num_workers=args.workers)
+        DataLoader(
+            SceneSamples(seed, easy_images=EASY_IMAGES, drawn=images_until(start, args.batch)),
+            None,
+            num_workers=args.workers,
+        )
     )
+    if start == 0:
+        pretrain_backbone(model, seed, out, steps=args.backbone_steps, batch=2 * args.batch)
+        ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     recent: deque[dict[str, float]] = deque(maxlen=50)
     began = time.monotonic()
     for step in range(start, args.steps):
@@ -174,6 +233,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", default="runs/sam3-tiny", help="folder of log, state and weights")
     parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--batch", type=int, default=16, help="images per step; each has three prompts")
+    parser.add_argument("--backbone-steps", type=int, default=1200, help="steps of patch classification first")
     parser.add_argument("--mask-every", type=int, default=3, help="train masks in one step of this many")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--warmup", type=int, default=200, help="steps")

@@ -110,8 +110,9 @@ def _last_vision_blocks(sites: list[Site], count: int) -> list[Site]:
 def _check_all_used(config: LoraConfig, chosen: list[tuple[Site, tuple[str, ...]]]) -> None:
     faults = []
     reached = {target for _, targets in chosen for target in targets}
-    for target in TARGETS:
-        if target in config.targets and target not in reached:
+    wanted = config.targets if config.targets != TARGETS else ()  # all means: whatever is there
+    for target in wanted:
+        if target not in reached:
             message = f"{target} matches no module of the components that are switched on"
             faults.append({"pointer": "/lora/target_modules", "code": "matches_nothing", "message": message})
     for component in config.components:

@@ -109,10 +109,9 @@ def _vision(arch: Architecture, resolution: int) -> nn.Module:
 
 def _text(arch: Architecture) -> nn.Module:
     from sam3.model.text_encoder_ve import VETextEncoder
-    from sam3.model.tokenizer_ve import SimpleTokenizer
 
     encoder = VETextEncoder(
-        tokenizer=SimpleTokenizer(bpe_path=str(upstream.vocabulary_path())),
+        tokenizer=upstream.tokenizer(),
         d_model=arch.d_model,
         width=arch.text_width,
         heads=arch.text_heads,

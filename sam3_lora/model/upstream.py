@@ -123,6 +123,14 @@ def vocabulary_path() -> Path:
     return Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
 
 
+@cache
+def tokenizer() -> Any:
+    """CLIP's tokenizer; read once, since parsing the vocabulary takes half a second and it has no state of a model."""
+    from sam3.model.tokenizer_ve import SimpleTokenizer
+
+    return SimpleTokenizer(bpe_path=str(vocabulary_path()))
+
+
 @contextmanager
 def cpu_stock_builder() -> Iterator[Any]:
     """`sam3.model_builder` with its CUDA-only precomputation off, for comparing our model with the stock one."""

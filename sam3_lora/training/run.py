@@ -11,7 +11,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -207,11 +208,11 @@ class _Run:
     # --- training ---------------------------------------------------------------------------------------
 
     def _train_epochs(self) -> None:
-        batches = self._batches()
         self.reports.phase(Phase.TRAINING)
-        while not self.progress.ended:
-            self._train_epoch(batches)
-            self._end_epoch()
+        with closing(self._batches()) as batches:  # ends the loader processes however the run ends
+            while not self.progress.ended:
+                self._train_epoch(batches)
+                self._end_epoch()
         if self.progress.applied_steps == 0:
             raise NothingTrainedError(
                 "not one optimiser step was applied",
@@ -260,7 +261,7 @@ class _Run:
                 hint="lower training.learning_rate, or set max_grad_norm; the last good checkpoint is kept",
             )
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Generator[Any, None, None]:
         """Collated batches of the whole run from where it stands; loaders work on across epochs."""
         training, progress = self.config.training, self.progress
 
@@ -441,8 +442,9 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Loader processes ignore what is meant for the run; they end with it."""
+    """Loader processes ignore a terminal's Ctrl-C, which is meant for the run, and end by SIGTERM as usual."""
     import signal
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,70 @@
+"""A micro base under the name sam3-tiny, and a drawn dataset: real training in a second a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sam3_lora.config import RunConfig, parse
+from sam3_lora.model import weights
+from sam3_lora.model.build import build_model
+from sam3_lora.synthetic.coco_export import write_dataset
+from tests.models import MICRO
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    (folder / "sam3-tiny").mkdir()
+    torch.manual_seed(0)
+    tensors = {k: v for k, v in build_model(MICRO).state_dict().items() if not v.is_complex()}
+    save_file(tensors, folder / "sam3-tiny" / "model.safetensors")
+    (folder / "sam3-tiny" / "architecture.json").write_text(json.dumps(MICRO.to_dict()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "data"
+    write_dataset(folder, concepts=["heart", "cross"], train=6, valid=2, seed=1)
+    return folder
+
+
+@pytest.fixture
+def make_config(
+    bases: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., RunConfig]:
+    """A configuration of three steps an epoch on the drawn dataset; keywords override whole sections' keys."""
+    monkeypatch.setattr(weights, "BASES", bases)
+
+    def make(name: str = "run", **sections: dict[str, Any]) -> RunConfig:
+        values: dict[str, dict[str, Any]] = {
+            "model": {"base": "sam3-tiny"},
+            "lora": {"rank": 4, "dropout": 0.1},
+            "dataset": {
+                "train_img_folder": str(drawn / "train"),
+                "train_ann_file": str(drawn / "train" / "_annotations.coco.json"),
+                "val_img_folder": str(drawn / "valid"),
+                "val_ann_file": str(drawn / "valid" / "_annotations.coco.json"),
+            },
+            "training": {
+                "max_epochs": 2,
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+                "use_amp": False,
+                "num_workers": 0,
+                "mask_points": 256,
+            },
+            "output": {"dir": str(tmp_path / name), "tensorboard": False},
+        }
+        for section, keys in sections.items():
+            values[section] = {**values.get(section, {}), **keys}
+        return parse(RunConfig, values)
+
+    return make

@@ -1,0 +1,38 @@
+import pytest
+
+from sam3_lora.config import TrainingConfig
+from sam3_lora.training.optim import learning_rate
+
+
+def rates(steps: int = 200, **values: object) -> list[float]:
+    config = TrainingConfig(learning_rate=1.0, **values)
+    return [learning_rate(step, steps, config) for step in range(steps)]
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "constant", "inverse_sqrt"])
+def test_warm_up_is_linear_to_the_peak(scheduler: str):
+    found = rates(warmup_steps=10, lr_scheduler=scheduler)
+    assert found[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert max(found) == pytest.approx(1.0)
+
+
+def test_cosine_ends_near_zero_half_way_at_half():
+    found = rates(warmup_steps=0)
+    assert found[0] == 1.0
+    assert found[100] == pytest.approx(0.5)
+    assert found[-1] < 1e-3
+    assert all(a >= b for a, b in zip(found, found[1:], strict=False))
+
+
+def test_constant_stays():
+    assert set(rates(warmup_steps=0, lr_scheduler="constant")) == {1.0}
+
+
+def test_inverse_square_root():
+    found = rates(warmup_steps=0, lr_scheduler="inverse_sqrt")
+    assert found[60] == pytest.approx(0.5)  # sqrt(20 / 80)
+
+
+def test_warm_up_takes_at_most_a_tenth_of_a_short_run():
+    found = rates(steps=30, warmup_steps=1000)
+    assert found[3] == pytest.approx(1.0)

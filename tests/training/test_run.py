@@ -1,0 +1,301 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sam3_lora.errors import CheckpointError, ConfigError, DatasetError, DivergedError, OutOfMemoryError
+from sam3_lora.events import Event, EventType
+from sam3_lora.training import step as step_module
+from sam3_lora.training.run import InterruptedRunError, Stop, train
+
+
+class Recorder(list[Event]):
+    def __call__(self, event: Event) -> None:
+        assert Event.from_line(event.to_line()).type is event.type  # every event survives the line protocol
+        self.append(event)
+
+    def of(self, type_: EventType) -> list[Event]:
+        return [event for event in self if event.type is type_]
+
+    def losses(self) -> dict[int, float]:
+        points = [e.data for e in self.of(EventType.METRICS) if "train/loss" in e.data["values"]]
+        return {point["step"]: point["values"]["train/loss"] for point in points}
+
+
+def stop_after(steps: int, recorder: Recorder, how: Stop = Stop.INTERRUPT):
+    return lambda: how if len(recorder.losses()) >= steps else None
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_run_writes_what_it_promises(make_config):
+    events = Recorder()
+    config = make_config(output={"tensorboard": True})
+    report = train(config, reporter=events)
+    folder = config.output.dir
+    assert (report.steps, report.epochs, report.stopped_early) == (6, 2, False)
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best", "epoch_1", "epoch_2"}
+    assert (folder / "logs" / "training.log").read_text().count("saved checkpoints/") >= 3
+    assert list((folder / "logs").glob("events.out.tfevents.*"))
+    assert json.loads((folder / "report.json").read_text())["steps"] == 6
+    resolved = json.loads((folder / "config.resolved.json").read_text())
+    assert (resolved["dataset"]["resolution"], resolved["training"]["device"]) == (140, "cpu")
+    assert report.base is not None
+    assert set(report.base["metrics"]) == set(report.best["evaluation"]["metrics"])
+    assert events[-1].type is EventType.RESULT
+    phases = [event.data["phase"] for event in events.of(EventType.PHASE)]
+    assert phases[:4] == ["starting", "loading_model", "evaluating", "training"]
+    assert phases[-1] == "finalizing"
+    assert sorted(events.losses()) == [1, 2, 3, 4, 5, 6]
+    progress = events.of(EventType.PROGRESS)[-1].data
+    assert (progress["step"], progress["steps"], progress["percent"]) == (6, 6, 100.0)
+    kinds = [(e.data["kind"], e.data["folder"]) for e in events.of(EventType.CHECKPOINT)]
+    assert ("best", "checkpoints/best") in kinds
+    assert ("epoch", "checkpoints/epoch_2") in kinds
+
+
+def test_training_lowers_the_loss(make_config):
+    events = Recorder()
+    train(
+        make_config(
+            training={"max_epochs": 12, "learning_rate": 3e-3, "max_grad_norm": 1.0, "lr_scheduler": "constant"},
+            dataset={"min_scale": 1.0},
+            evaluation={"every_epochs": 100, "baseline": False},
+        ),
+        reporter=events,
+    )
+    losses = list(events.losses().values())
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+
+
+def test_same_seed_same_run_other_seed_other_run(make_config):
+    quick = {"evaluation": {"baseline": False, "every_epochs": 9}}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(make_config(name, training={"seed": seed, "max_epochs": 1}, **quick))
+    folders = [make_config(name).output.dir / "checkpoints" / "epoch_1" for name in "abc"]
+    assert same(adapter(folders[0]), adapter(folders[1]))
+    assert not same(adapter(folders[0]), adapter(folders[2]))
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 3, 4])
+def test_resumed_run_equals_an_uninterrupted_one(make_config, interrupted_after: int):
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    train(make_config("whole"), reporter=whole)
+    config = make_config("parts")
+    with pytest.raises(InterruptedRunError) as caught:
+        train(config, reporter=first, should_stop=stop_after(interrupted_after, first))
+    assert caught.value.checkpoint == config.output.dir / "checkpoints" / f"step_{interrupted_after}"
+    report = train(config, reporter=second, resume=config.output.dir)
+    assert {**first.losses(), **second.losses()} == whole.losses()
+    expected = make_config("whole").output.dir / "checkpoints" / "epoch_2"
+    assert same(adapter(config.output.dir / "checkpoints" / "epoch_2"), adapter(expected))
+    whole_report = json.loads((make_config("whole").output.dir / "report.json").read_text())
+    for key in ("steps", "epochs", "best", "base", "skipped_steps"):
+        assert report.to_dict()[key] == whole_report[key], key
+
+
+def test_more_epochs_may_follow_a_finished_run(make_config):
+    config = make_config(training={"max_epochs": 1})
+    train(config)
+    longer = make_config(training={"max_epochs": 2, "lr_scheduler": "cosine"})
+    assert train(longer, resume=config.output.dir).steps == 6
+
+
+def test_resuming_with_other_settings_names_each_difference(make_config):
+    config = make_config(training={"max_epochs": 1})
+    train(config)
+    other = make_config(lora={"rank": 8}, training={"learning_rate": 5e-4, "max_epochs": 1})
+    with pytest.raises(CheckpointError) as caught:
+        train(other, resume=config.output.dir)
+    assert "lora.rank (4 then, 8 now)" in caught.value.message
+    assert "training.learning_rate" in caught.value.message
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete"])
+def test_damaged_checkpoint_is_refused(make_config, damage: str):
+    config = make_config(training={"max_epochs": 1})
+    train(config)
+    state = config.output.dir / "checkpoints" / "epoch_1" / "training_state.pt"
+    if damage == "truncate":
+        state.write_bytes(state.read_bytes()[:-100])
+    else:
+        (state.parent / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(config, resume=state.parent)
+
+
+def test_nothing_to_resume_is_an_error(make_config, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train(make_config(), resume=tmp_path)
+
+
+def test_finish_early_evaluates_saves_and_succeeds(make_config):
+    events = Recorder()
+    config = make_config(training={"max_epochs": 50})
+    report = train(config, reporter=events, should_stop=stop_after(4, events, Stop.FINISH))
+    assert report.stopped_early
+    assert report.steps == 4
+    assert report.best is not None
+    assert (config.output.dir / "checkpoints" / "best" / "adapter_model.safetensors").is_file()
+
+
+def test_interruption_before_the_first_step_saves_nothing(make_config):
+    with pytest.raises(InterruptedRunError) as caught:
+        train(make_config(), should_stop=lambda: Stop.INTERRUPT)
+    assert caught.value.checkpoint is None
+
+
+def test_accumulation_divides_by_the_number_of_micro_batches(make_config):
+    """One step over k equal micro-batches has the gradient of one of them, not k times it."""
+    norms = {}
+    for name, accumulation, epochs in (("one", 1, 1), ("three", 3, 1)):
+        events = Recorder()
+        train(
+            make_config(
+                name,
+                training={"gradient_accumulation_steps": accumulation, "max_epochs": epochs, "learning_rate": 1e-12},
+                lora={"dropout": 0.0},
+                evaluation={"baseline": False, "every_epochs": 9},
+            ),
+            reporter=events,
+        )
+        points = [e.data["values"] for e in events.of(EventType.METRICS) if "train/loss" in e.data["values"]]
+        norms[name] = [(p["train/loss"], p["train/grad_norm"]) for p in points]
+    assert (len(norms["one"]), len(norms["three"])) == (3, 1)
+    assert norms["three"][0][0] == pytest.approx(sum(loss for loss, _ in norms["one"]) / 3, rel=1e-4)
+    assert norms["three"][0][1] <= max(norm for _, norm in norms["one"]) * 1.001  # a mean is no longer than its parts
+
+
+def test_non_finite_steps_are_skipped_counted_and_end_the_run(make_config, monkeypatch: pytest.MonkeyPatch):
+    original = step_module.Stepper._backward
+    calls = []
+
+    def poisoned(self: step_module.Stepper, batch: object, weight: float) -> dict[str, float]:
+        values = original(self, batch, weight)
+        calls.append(1)
+        if len(calls) >= 3:
+            self.parameters[0].grad.fill_(float("nan"))
+        return values
+
+    monkeypatch.setattr(step_module.Stepper, "_backward", poisoned)
+    config = make_config(training={"max_nonfinite_steps": 2}, evaluation={"baseline": False})
+    with pytest.raises(DivergedError, match="2 steps in a row"):
+        train(config)
+    best = adapter(config.output.dir / "checkpoints" / "best")
+    assert all(torch.isfinite(value).all() for value in best.values())
+
+
+def test_out_of_memory_names_what_to_lower(make_config, monkeypatch: pytest.MonkeyPatch):
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(step_module.Stepper, "_backward", exhausted)
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(make_config(evaluation={"baseline": False}))
+    assert caught.value.code == "gpu_oom"
+    assert "training.batch_size" in caught.value.hint
+
+
+def test_early_stopping_and_retention(make_config, monkeypatch: pytest.MonkeyPatch):
+    config = make_config(
+        training={"max_epochs": 9, "learning_rate": 1e-12, "keep_checkpoints": 1},
+        evaluation={"early_stopping_patience": 2, "baseline": False},
+    )
+    report = train(config)
+    assert report.epochs == 3  # the first is the best; two more without gain
+    assert {p.name for p in (config.output.dir / "checkpoints").iterdir()} == {"best", "epoch_3"}
+
+
+def test_validation_is_split_off_where_none_is_given(make_config):
+    report = train(
+        make_config(dataset={"val_img_folder": None, "val_ann_file": None, "val_fraction": 0.34}, training={"max_epochs": 1})
+    )
+    assert report.best["evaluation"]["images"] == 2
+    assert "held out" in report.notices[0]
+
+
+def test_run_without_validation_says_so_and_keeps_the_last(make_config):
+    config = make_config(
+        dataset={"val_img_folder": None, "val_ann_file": None, "val_fraction": 0.0}, training={"max_epochs": 1}
+    )
+    report = train(config)
+    assert report.best["value"] is None
+    assert report.base is None
+    assert "no validation" in report.notices[0]
+    best = adapter(config.output.dir / "checkpoints" / "best")
+    assert same(best, adapter(config.output.dir / "checkpoints" / "epoch_1"))
+
+
+def test_loader_processes_give_the_same_run(make_config):
+    quick = {"evaluation": {"baseline": False, "every_epochs": 9}}
+    train(make_config("inline", training={"max_epochs": 1}, **quick))
+    train(make_config("loaded", training={"max_epochs": 1, "num_workers": 2}, **quick))
+    one, other = (make_config(n).output.dir / "checkpoints" / "epoch_1" for n in ("inline", "loaded"))
+    assert same(adapter(one), adapter(other))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_image_is_named(make_config, drawn: Path, tmp_path: Path, workers: int):
+    import shutil
+
+    shutil.copytree(drawn, tmp_path / "copy")
+    for image in (tmp_path / "copy" / "train").glob("*.jpg"):
+        image.write_bytes(b"broken")
+    folder = tmp_path / "copy" / "train"
+    config = make_config(
+        dataset={"train_img_folder": str(folder), "train_ann_file": str(folder / "_annotations.coco.json")},
+        training={"num_workers": workers},
+        evaluation={"baseline": False},
+    )
+    with pytest.raises(DatasetError, match=r"^cannot read image scene_\d+\.jpg"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("sections", "pointer"),
+    [
+        ({"dataset": {"resolution": 100}}, "/dataset/resolution"),
+        ({"dataset": {"prompts": {"ring": ["a ring"]}}}, "/dataset/prompts"),
+        ({"training": {"use_amp": True, "amp_dtype": "float16"}}, "/training/amp_dtype"),
+        ({"training": {"device": "cuda"}}, "/training/device"),
+        ({"lora": {"vision_layers": 9}}, "/lora/vision_layers"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two of these are faults only without CUDA")
+def test_settings_that_do_not_fit_are_named(make_config, sections: dict, pointer: str):
+    with pytest.raises(ConfigError) as caught:
+        train(make_config(**sections))
+    assert [fault["pointer"] for fault in caught.value.errors] == [pointer]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"use_amp": True}},
+        {"training": {"enable_segmentation": False}, "evaluation": {"metric": "bbox_mAP"}},
+        {"training": {"mask_points": None}},
+        {"training": {"activation_checkpointing": "on"}},
+        {"training": {"max_grad_norm": 0.0, "weight_decay": 0.1}},
+        {"dataset": {"color_jitter": 0.3, "horizontal_flip": 0.5}},
+        {"dataset": {"resolution": 70}},
+        {"lora": {"target_modules": ["qkv", "proj"], "apply_to_scoring": False}},
+    ],
+    ids=lambda sections: "-".join(f"{k}={v}" for keys in sections.values() for k, v in keys.items()),
+)
+def test_settings_act_and_train(make_config, sections: dict):
+    quick = {"baseline": False, "every_epochs": 9, **sections.get("evaluation", {})}
+    changed = {**sections, "training": {"max_steps": 2, **sections.get("training", {})}, "evaluation": quick}
+    train(make_config("plain", training={"max_steps": 2}, evaluation={"baseline": False, "every_epochs": 9}))
+    train(make_config("changed", **changed))
+    plain, other = (make_config(n).output.dir / "checkpoints" / "epoch_1" for n in ("plain", "changed"))
+    assert all(torch.isfinite(value).all() for value in adapter(other).values())
+    exact = sections == {"training": {"activation_checkpointing": "on"}}  # costs time, changes nothing
+    assert same(adapter(plain), adapter(other)) == exact or exact
