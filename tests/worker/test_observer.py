@@ -1,0 +1,107 @@
+"""What a trainer says reaches the database, or is skipped; it never stops the job or the worker."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sam3_lora.events import Event, EventType
+from service.shared.errors import LeaseLostError
+from tests.worker.conftest import add_dataset, add_job, both_databases, job_of
+from worker.observer import LOG_PIECE_BYTES, Observer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from service.shared.db.models import Job
+    from service.shared.storage import Storage
+    from service.shared.unit_of_work import Database
+
+
+@pytest.fixture
+def job(database: Database, storage: Storage, dataset_zip: Path) -> Job:
+    add_job(database, add_dataset(database, storage, dataset_zip))
+    with database.write() as unit:
+        job = unit.jobs.claim("worker-1", "CPU")
+    assert job is not None
+    return job
+
+
+@pytest.fixture
+def observer(database: Database, job: Job, tmp_path: Path) -> Observer:
+    (tmp_path / "log").touch()
+    return Observer(database, job, tmp_path / "log", lambda _: None)
+
+
+def log_of(database: Database, job: Job) -> str:
+    with database.read() as unit:
+        return "".join(unit.logs.read(job.id))
+
+
+HOSTILE: list[dict[str, Any]] = [
+    {"type": "message", "message": "nul \x00 and surrogate \ud800", "data": {"k\x00": "\ud800", "n": 10**400}},
+    {"type": "metrics", "message": "", "data": {}},
+    {"type": "metrics", "message": "", "data": {"step": True, "values": {"a": 1}}},
+    {"type": "metrics", "message": "", "data": {"step": "1", "values": {"a": 1}}},
+    {"type": "metrics", "message": "", "data": {"step": 10**30, "values": {"a": 1}}},
+    {"type": "metrics", "message": "", "data": {"step": -1, "values": {"a": 1}}},
+    {"type": "metrics", "message": "", "data": {"step": 1, "values": {"a": 10**400}}},
+    {"type": "metrics", "message": "", "data": {"step": 1, "values": {"x" * 5000: 1.0, "\x00": 2.0, "\ud800": 3.0}}},
+    {"type": "metrics", "message": "", "data": {"step": 1, "values": {"a": True, "b": "1", "c": [1]}}},
+    {"type": "metrics", "message": "", "data": {"step": 1, "epoch": 10**400, "values": {"d": 1.0}}},
+    {"type": "progress", "message": "", "data": {"percent": "\x00"}},
+    {"type": "phase", "message": "", "data": {"phase": ["x" * 5000, "\x00"]}},
+    {"type": "resolved", "message": "", "data": {"config": "\ud800", "trainable_parameters": 10**400}},
+]
+
+
+@both_databases
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_hostile_events_do_no_harm(database: Database, job: Job, observer: Observer, number: int) -> None:
+    observer(Event.from_line(json.dumps({"level": "info", **HOSTILE[number]})))
+    observer(Event(EventType.METRICS, "", {"step": 7, "values": {"good": 0.5}}))
+    observer(Event(EventType.MESSAGE, "after"))
+    observer.flush()
+    with database.read() as unit:
+        assert [event.message for event in unit.events.list(job.id)][-1] == "after"
+        assert any(point.name == "good" for point in unit.metrics.list(job.id, max_points=10))
+    observer.finish()
+
+
+@both_databases
+def test_log_arrives_whole_in_pieces_and_by_lines(
+    database: Database, job: Job, observer: Observer, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("ab", buffering=0) as log:
+        log.write("grüße\nhalf a li".encode())
+        observer.flush()
+        assert log_of(database, job) == "grüße\n"
+        log.write(b"ne\n" + b"z" * (LOG_PIECE_BYTES * 2) + b"\n\xff\xfe\x00end")
+        observer.finish()
+    text = log_of(database, job)
+    assert text.startswith("grüße\nhalf a line\nzz")
+    assert text.count("z") == LOG_PIECE_BYTES * 2
+    assert text.endswith("end")
+
+
+def test_state_of_the_job_follows(database: Database, job: Job, observer: Observer) -> None:
+    for percent in (10, 20):
+        observer(Event(EventType.PROGRESS, "", {"percent": percent}))
+    observer(Event(EventType.PHASE, "", {"phase": "evaluating"}))
+    observer.tick()
+    after = job_of(database, job.id)
+    assert after.phase == "evaluating"
+    assert after.progress is not None
+    assert after.progress["percent"] == 20
+
+
+def test_lost_lease_is_raised(database: Database, job: Job, observer: Observer) -> None:
+    with database.write() as unit:
+        unit.attempts.reap(unit.attempts.leases()[0])
+    observer(Event(EventType.MESSAGE, "too late"))
+    with pytest.raises(LeaseLostError):
+        observer.flush()
+    with database.read() as unit:
+        assert "too late" not in [event.message for event in unit.events.list(job.id)]

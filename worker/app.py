@@ -1,0 +1,125 @@
+"""The worker process: `python -m worker.app --queue gpu|cpu`; one per GPU, and at least one for the CPU queue.
+
+The only place that wires a worker. It never imports a training framework: each job trains in a child process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+import structlog
+from celery import signals
+from celery.exceptions import SecurityWarning
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.shared import log as logs
+from service.shared.clock import SystemClock
+from service.shared.errors import SettingsError
+from service.shared.ids import new_id
+from service.shared.queue import CeleryQueue, celery_app
+from service.shared.settings import Settings, load
+from service.shared.storage import Storage
+from service.shared.unit_of_work import Database
+from worker import device
+from worker.ingest import IngestRunner
+from worker.runner import TRAINER, TrainingRunner
+from worker.station import Station
+from worker.tasks import ingest, training
+from worker.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = structlog.get_logger(__name__)
+
+GPU, CPU = "gpu", "cpu"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Work until SIGTERM; then put the work in progress back and exit."""
+    parser = argparse.ArgumentParser(prog="worker.app", description="Run a worker of the training service.")
+    parser.add_argument("--queue", choices=[GPU, CPU], required=True, help="gpu: train; cpu: check datasets")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.exit(f"cannot start: {error.message}")
+    logs.configure(settings.log_level)
+    work(settings, options.queue)
+
+
+def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) -> None:
+    """Run a Celery worker for one queue until it is told to stop."""
+    worker_id = new_id("worker")
+    with contextlib.ExitStack() as stack:
+        ringer = stack.enter_context(contextlib.closing(CeleryQueue(settings, SystemClock())))
+        database = stack.enter_context(contextlib.closing(Database(settings, SystemClock(), ringer)))
+        workspace = stack.enter_context(contextlib.closing(Workspace(settings.data_dir / "workspace")))
+        storage = Storage(settings)
+        app = celery_app(settings)
+        draining = threading.Event()
+        places = (settings, database, storage, workspace)
+        runner: TrainingRunner | IngestRunner
+        if queue == GPU:
+            model, register = device.name(), training.register
+            runner = TrainingRunner(
+                *places, worker_id=worker_id, device=model, is_draining=draining.is_set, trainer=trainer
+            )
+        else:
+            model, register = None, ingest.register
+            runner = IngestRunner(*places, worker_id=worker_id, is_draining=draining.is_set)
+        station = Station(runner.run_next, draining=draining, poll_interval_s=settings.poll_interval_s)
+        register(app, station)
+        stack.enter_context(_present(settings, database, worker_id, queue, model))
+        stack.callback(station.close, settings.terminate_grace_s + settings.kill_grace_s)
+        # Celery's warm shutdown waits for the task in progress, which ends soon once it is drained.
+        signals.worker_shutting_down.connect(lambda **_: draining.set(), weak=False)
+        signal.signal(signal.SIGTERM, _exit)  # until Celery, still starting, sets its own
+        station.start()
+        options = ["--pool=threads", "--concurrency=1", "--without-gossip", "--without-mingle"]
+        options += [f"--queues={queue}", f"--hostname={worker_id}@%h", f"--loglevel={settings.log_level}"]
+        # Celery warns whoever runs it as root of pickled messages; `accept_content` takes none.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
+        app.worker_main(["--quiet", "worker", *options])
+
+
+def _exit(*_: object) -> None:
+    raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _present(settings: Settings, database: Database, worker_id: str, kind: str, model: str | None) -> Iterator[None]:
+    """Be listed among the workers that live."""
+    left = threading.Event()
+
+    def beat() -> None:
+        while True:
+            try:
+                with database.write() as unit:
+                    unit.workers.beat(worker_id, kind=kind, host=socket.gethostname(), pid=os.getpid(), device=model)
+            except SQLAlchemyError as error:
+                log.warning("presence_failed", error=str(error))
+            if left.wait(settings.heartbeat_interval_s):
+                return
+
+    thread = threading.Thread(target=beat, name="presence", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
+        with contextlib.suppress(SQLAlchemyError), database.write() as unit:
+            unit.workers.remove(worker_id)
+
+
+if __name__ == "__main__":
+    main()

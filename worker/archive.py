@@ -1,0 +1,44 @@
+"""A dataset's archive, from storage to an extracted folder in the workspace."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from sam3_lora.coco.archive import extract
+from service.shared.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from service.shared.db.models import Dataset
+    from service.shared.storage import Storage
+    from worker.workspace import Workspace
+
+
+@contextlib.contextmanager
+def unpacked(
+    dataset: Dataset, storage: Storage, workspace: Workspace, *, on_chunk: Callable[[], None]
+) -> Iterator[Path]:
+    """The extracted dataset, fetched only if no worker of this machine has it yet.
+
+    Args:
+        on_chunk: called after each mebibyte fetched; what it raises ends the fetching and passes through.
+
+    Raises:
+        ArchiveError: if the archive is unsafe or damaged.
+        StorageError: if storage does not give back what was uploaded.
+    """
+
+    def fetch_and_extract(destination: Path) -> None:
+        if dataset.storage_key is None:
+            raise StorageError(f"The archive of dataset {dataset.id} was deleted.")
+        with workspace.attempt(f"fetch-{dataset.id}") as folder:
+            fetched = storage.fetch(dataset.storage_key, folder / "archive", on_chunk=on_chunk)
+            if fetched.sha256 != dataset.sha256:
+                raise StorageError(f"Storage holds a damaged archive of dataset {dataset.id}: upload it again.")
+            extract(folder / "archive", destination)
+
+    with workspace.dataset(dataset.sha256, fetch_and_extract) as root:
+        yield root

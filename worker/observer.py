@@ -1,0 +1,164 @@
+"""What a trainer reports, written to its job's rows in batches, every write fenced by the lease."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from sam3_lora.events import Event, EventType
+from service.shared.db.repositories.events import NewEvent
+from worker.lease import DATABASE_AWAY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from service.shared.db.models import Checkpoint, Job
+    from service.shared.unit_of_work import Database, UnitOfWork
+
+log = structlog.get_logger(__name__)
+
+FLUSH_INTERVAL_S = 1.0
+MAX_PENDING = 500
+LOG_PIECE_BYTES = 256 * 1024
+MAX_STEP = 2**63 - 1  # a signed 64-bit column
+# Kept as metric points and as the job's progress; a row of each in the event list would only bury the others.
+NOT_LISTED = frozenset({EventType.METRICS, EventType.PROGRESS})
+
+
+class Observer:
+    """Receives a trainer's events in order."""
+
+    def __init__(
+        self, database: Database, job: Job, log_file: Path, publish: Callable[[Event], Checkpoint | None]
+    ) -> None:
+        """`publish` makes the checkpoint of an event visible; None if it is no longer there."""
+        self._database = database
+        self._job_id, self._epoch = job.id, job.epoch
+        self._publish = publish
+        self._pending: list[Event] = []
+        self._log_file = log_file
+        self._log_offset = 0
+        self._flush_at = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take one event; a checkpoint's is kept back until its files are published.
+
+        Raises:
+            LeaseLostError: if the job was taken away.
+        """
+        if event.type is EventType.CHECKPOINT:
+            self.flush()  # publishing takes time: what came before shows meanwhile
+            checkpoint = self._publish(event)
+            if checkpoint is None:
+                return
+            data = {name: event.data.get(name) for name in ("kind", "epoch", "step", "metric", "value")}
+            event = Event(event.type, event.message, {"checkpoint_id": checkpoint.id, **data}, event.level)
+        self._pending.append(event)
+        if len(self._pending) >= MAX_PENDING:
+            self.flush()
+
+    def tick(self) -> None:
+        """Write what has gathered, about once a second; it is kept for later while the database is away.
+
+        Raises:
+            LeaseLostError: if the job was taken away.
+        """
+        if time.monotonic() >= self._flush_at:
+            self.flush()
+
+    def flush(self) -> None:
+        """As `tick`, at once."""
+        self._flush_at = time.monotonic() + FLUSH_INTERVAL_S
+        try:
+            self._store(*self._new_log())
+        except DATABASE_AWAY as error:
+            log.warning("events_kept_back", events=len(self._pending), error=str(error))
+
+    def finish(self) -> None:
+        """Write all that is left, also an unfinished last line of the log.
+
+        Raises:
+            LeaseLostError: if the job was taken away.
+        """
+        self._store(*self._new_log())
+        while (rest := self._new_log(whole_lines=False))[0]:
+            self._store(*rest)
+
+    def _store(self, text: str, log_offset: int) -> None:
+        if not self._pending and not text:
+            return
+        with self._database.write() as unit:
+            self._write(unit)
+            if text:
+                unit.logs.append(self._job_id, self._epoch, text)
+        self._pending.clear()
+        self._log_offset = log_offset
+
+    def _write(self, unit: UnitOfWork) -> None:
+        listed = [event for event in self._pending if event.type not in NOT_LISTED]
+        unit.events.append(
+            self._job_id,
+            self._epoch,
+            [NewEvent(event.type, event.message, event.data, event.level) for event in listed],
+        )
+        for event in self._pending:
+            if event.type is EventType.METRICS:
+                self._write_metrics(unit, event)
+        if state := _state_after(self._pending):
+            unit.attempts.report(self._job_id, self._epoch, **state)
+
+    def _write_metrics(self, unit: UnitOfWork, event: Event) -> None:
+        step, values = event.data.get("step"), event.data.get("values")
+        if not isinstance(step, int) or not 0 <= step <= MAX_STEP or not isinstance(values, dict):
+            log.warning("metrics_malformed", data=str(event.data)[:200])
+            return
+        unit.metrics.add(
+            self._job_id,
+            self._epoch,
+            step=int(step),
+            values={str(name): _float(value) for name, value in values.items() if value is None or _is_number(value)},
+            training_epoch=_float(event.data.get("epoch")),
+        )
+
+    def _new_log(self, *, whole_lines: bool = True) -> tuple[str, int]:
+        """What the trainer has logged since, and the offset behind it."""
+        with self._log_file.open("rb") as file:
+            file.seek(self._log_offset)
+            piece = file.read(LOG_PIECE_BYTES)
+        newline = piece.rfind(b"\n") + 1
+        if whole_lines and (newline or len(piece) < LOG_PIECE_BYTES):
+            piece = piece[:newline]
+        return piece.decode(errors="replace"), self._log_offset + len(piece)
+
+
+def _state_after(events: list[Event]) -> dict[str, Any]:
+    """The job's fields after these events."""
+    state: dict[str, Any] = {}
+    for event in events:
+        match event.type:
+            case EventType.PHASE:
+                state["phase"] = str(event.data.get("phase"))
+            case EventType.PROGRESS:
+                state["progress"] = event.data
+            case EventType.RESOLVED:
+                state["resolved"] = event.data
+                state["trainable"] = {
+                    "parameters": event.data.get("trainable_parameters"),
+                    "percent": event.data.get("trainable_percent"),
+                }
+    return state
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: Any) -> float | None:
+    """None for what is no number, or none that a double can hold."""
+    try:
+        return float(value) if _is_number(value) else None
+    except OverflowError:
+        return None

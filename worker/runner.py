@@ -1,0 +1,252 @@
+"""One training job from claim to end: fetch the dataset, run the trainer, publish, finish.
+
+Every write is fenced by the lease; once it is lost the trainer is killed and nothing more is written.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from sam3_lora.coco.layout import find_layout
+from sam3_lora.config import RunConfig, parse
+from sam3_lora.events import Event, EventType, Phase
+from service.shared.errors import LeaseLostError
+from service.shared.states import JobRequest, JobState
+from worker import failures
+from worker.archive import unpacked
+from worker.lease import Lease
+from worker.observer import Observer
+from worker.publisher import Publisher
+from worker.supervisor import Ask, Cut, Ending, Limits, Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from service.shared.db.models import Job
+    from service.shared.settings import Settings
+    from service.shared.storage import Storage
+    from service.shared.unit_of_work import Database
+    from worker.failures import Failure
+    from worker.workspace import Workspace
+
+log = structlog.get_logger(__name__)
+
+TRAINER = (sys.executable, "-m", "sam3_lora.training.process")
+
+
+class _InterruptedError(Exception):
+    """The user or a shutdown wants the job back before its trainer has started."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a job goes after an attempt."""
+
+    state: JobState
+    reason: str | None = None
+    error: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    peak_memory_bytes: int | None = None
+
+
+class TrainingRunner:
+    """Runs the jobs that one GPU worker claims, one at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        storage: Storage,
+        workspace: Workspace,
+        *,
+        worker_id: str,
+        device: str | None,
+        is_draining: Callable[[], bool],
+        trainer: tuple[str, ...] = TRAINER,
+    ) -> None:
+        """`trainer`: the command that `--config` and the other arguments of the trainer process are added to."""
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._workspace = workspace
+        self._worker_id = worker_id
+        self._device = device
+        self._is_draining = is_draining
+        self._trainer = trainer
+
+    def run_next(self) -> bool:
+        """Claim the best queued job and run it to the end of this attempt; False if none is due."""
+        claimed_at = time.monotonic()
+        with self._database.write() as unit:
+            job = unit.jobs.claim(self._worker_id, self._device)
+        if job is None:
+            return False
+        with structlog.contextvars.bound_contextvars(job_id=job.id, epoch=job.epoch):
+            lease = Lease(lambda: self._beat(job), self._settings, claimed_at=claimed_at, name=job.id)
+            try:
+                with lease:
+                    outcome = self._attempt(job, lease)
+                    lease.insist(lambda: self._finish(job, outcome))
+                    log.info("attempt_ended", state=outcome.state, reason=outcome.reason)
+            except LeaseLostError as error:
+                log.warning("lease_lost", error=error.message)
+        return True
+
+    def _beat(self, job: Job) -> JobRequest | None:
+        with self._database.write() as unit:
+            return unit.attempts.heartbeat(job.id, job.epoch)
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        with self._database.write() as unit:
+            unit.attempts.finish(
+                job.id,
+                job.epoch,
+                outcome.state,
+                reason=outcome.reason,
+                error=outcome.error,
+                result=outcome.result,
+                peak_memory_bytes=outcome.peak_memory_bytes,
+            )
+
+    def _attempt(self, job: Job, lease: Lease) -> Outcome:
+        """Everything between claim and finish; only the loss of the lease is raised."""
+        try:
+            with self._workspace.attempt(f"{job.id}-e{job.epoch}") as folder:
+                return self._train(job, lease, folder)
+        except LeaseLostError:
+            raise
+        except _InterruptedError:
+            return _put_back(lease.request)
+        except Exception as error:  # the edge of a job: whatever happened is its error, and the worker goes on
+            log.exception("attempt_failed")
+            return _failed(failures.of_exception(error))
+
+    def _train(self, job: Job, lease: Lease, folder: Path) -> Outcome:
+        config = job.resolved["config"]
+        publisher = Publisher(
+            self._database, self._storage, job, lease, keep=int(config["training"]["keep_checkpoints"])
+        )
+        run_dir, log_file = folder / "run", folder / "trainer.log"
+        (folder / "tmp").mkdir()
+        log_file.touch()
+        observer = Observer(
+            self._database, job, log_file, lambda event: publisher.publish(event, run_dir, folder / "publish")
+        )
+        observer(Event(EventType.PHASE, "Fetching the dataset", {"phase": Phase.DOWNLOADING_DATASET}))
+        observer.flush()
+        with self._database.read() as unit:
+            dataset = unit.datasets.get(job.dataset_id)
+        with unpacked(dataset, self._storage, self._workspace, on_chunk=lambda: self._check(lease)) as root:
+            resume = publisher.fetch_latest(folder / "resume")
+            self._check(lease)
+            (folder / "run.json").write_text(self._run_config(job, root, run_dir).model_dump_json())
+            command = [*self._trainer, "--config", str(folder / "run.json")]
+            command += ["--lease-timeout", f"{self._settings.self_fence_s:g}"]
+            command += [] if resume is None else ["--resume", str(resume)]
+            ending = self._supervise(job, command, lease, observer, log_file, folder / "tmp")
+        if ending.asked is Ask.DIE:
+            lease.check()
+            raise LeaseLostError(f"the lease of {job.id} was lost")
+        lease.insist(observer.finish)
+        with self._database.read() as unit:
+            has_checkpoint = bool(unit.checkpoints.list(job.id))
+        return _outcome(ending, job, lease.request, self._settings, has_checkpoint=has_checkpoint)
+
+    def _supervise(
+        self, job: Job, command: list[str], lease: Lease, observer: Observer, log_file: Path, temporary: Path
+    ) -> Ending:
+        limits = Limits(
+            runtime_s=max(1.0, job.max_runtime_s - job.gpu_seconds),  # of all attempts together
+            silence_s=self._settings.no_progress_timeout_s,
+            grace_s=self._settings.terminate_grace_s,
+            log_bytes=self._settings.max_log_bytes,
+        )
+
+        def ask() -> Ask | None:
+            if lease.is_lost:
+                return Ask.DIE
+            observer.tick()
+            if lease.request in (JobRequest.CANCEL, JobRequest.PAUSE) or self._is_draining():
+                return Ask.SAVE_AND_EXIT
+            return Ask.FINISH if lease.request is JobRequest.STOP else None
+
+        with Trainer(command, log=log_file, temporary=temporary, limits=limits) as trainer:
+            lease.on_renewed = trainer.renew
+            try:
+                return trainer.supervise(observer, ask)
+            finally:
+                lease.on_renewed = None
+
+    def _check(self, lease: Lease) -> None:
+        """Stop before the trainer has started, if the lease is lost or the job is wanted back."""
+        lease.check()
+        if lease.request in (JobRequest.CANCEL, JobRequest.PAUSE) or self._is_draining():
+            raise _InterruptedError
+
+    def _run_config(self, job: Job, root: Path, run_dir: Path) -> RunConfig:
+        layout = find_layout(root)
+        config = job.resolved["config"]
+        paths: dict[str, Any] = {
+            "train_img_folder": str(layout.train.images),
+            "train_ann_file": str(layout.train.annotations),
+        }
+        if layout.validation is not None:
+            paths["val_img_folder"] = str(layout.validation.images)
+            paths["val_ann_file"] = str(layout.validation.annotations)
+        checkpoint = self._settings.checkpoint if job.base_model == "sam3" else None
+        return parse(
+            RunConfig,
+            {
+                **config,
+                "dataset": config["dataset"] | paths,
+                "model": {"base": job.base_model, "checkpoint": None if checkpoint is None else str(checkpoint)},
+                "output": {"dir": str(run_dir)},
+            },
+        )
+
+
+def _outcome(
+    ending: Ending, job: Job, request: JobRequest | None, settings: Settings, *, has_checkpoint: bool
+) -> Outcome:
+    if ending.returncode == failures.EXIT_DONE and ending.result is not None:
+        if not has_checkpoint:
+            return _failed(failures.no_checkpoint())
+        report = ending.result.data
+        peak = report.get("peak_memory_bytes")
+        return Outcome(
+            JobState.SUCCEEDED,
+            result={"model_id": None, **report},
+            peak_memory_bytes=peak if isinstance(peak, int) else None,
+        )
+    if ending.cut is Cut.RUNTIME:
+        return _failed(failures.time_limit(job.max_runtime_s))
+    if ending.cut is Cut.NO_PROGRESS:
+        return _failed(failures.no_progress(settings.no_progress_timeout_s))
+    failure = failures.of_exit(ending.returncode, ending.error)
+    was_put_back = ending.asked is Ask.SAVE_AND_EXIT and ending.returncode != failures.EXIT_FAILED
+    if was_put_back or request is JobRequest.CANCEL:
+        return _put_back(request)
+    return _failed(failure)
+
+
+def _put_back(request: JobRequest | None) -> Outcome:
+    """The end of an attempt that a user or a shutdown cut short; nothing failed."""
+    match request:
+        case JobRequest.CANCEL:
+            return Outcome(JobState.CANCELLED, "Cancelled by request")
+        case JobRequest.PAUSE:
+            return Outcome(JobState.QUEUED, "Paused by request")
+        case _:
+            return Outcome(JobState.QUEUED, "The worker is shutting down")
+
+
+def _failed(failure: Failure) -> Outcome:
+    """Queued again (if attempts are left) or failed."""
+    state = JobState.QUEUED if failure.retryable else JobState.FAILED
+    return Outcome(state, failure.message, error=failure.to_dict())

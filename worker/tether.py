@@ -1,0 +1,66 @@
+"""Become a command that dies with its parent: `python -m worker.tether [--expendable] -- COMMAND...`.
+
+A small program put before a command's own, because the alternative (code between fork and exec) is unsafe in a
+process with threads. It asks the kernel for SIGKILL when the parent thread ends (PR_SET_PDEATHSIG, prctl(2)), sets
+limits, and replaces itself by the command: same process id, same pipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+MAX_OPEN_FILES = 65536
+NOT_STARTED = 127  # the shell's status for a command that cannot be run
+
+
+def command(target: list[str], *, expendable: bool = False) -> list[str]:
+    """The command line that runs `target` tethered to the thread that spawns it.
+
+    Args:
+        expendable: make it the kernel's first victim when memory runs out, so that it dies and not its supervisor.
+    """
+    options = ["--expendable"] if expendable else []
+    return [sys.executable, "-m", __name__, "--parent", str(os.getpid()), *options, "--", *target]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Apply the ties and become the command; exits 127 if it cannot be run."""
+    parser = argparse.ArgumentParser(prog="worker.tether", description="Run a command that dies with its parent.")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
+    parser.add_argument("--expendable", action="store_true", help="first to be killed when memory runs out")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args(arguments)
+    die_with_parent(options.parent)
+    # A core dump of a trainer is tens of gigabytes that nobody asked for.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    if options.expendable:
+        with contextlib.suppress(OSError):  # not every container mounts it writable
+            Path("/proc/self/oom_score_adj").write_text("1000")
+    try:
+        os.execvp(options.command[0], options.command)  # noqa: S606  # no shell is the point
+    except OSError as error:
+        sys.stderr.write(f"cannot run {options.command[0]}: {error.strerror}\n")
+        sys.exit(NOT_STARTED)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process with the thread that spawned it; at once if that is already gone."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os._exit(NOT_STARTED)
+
+
+if __name__ == "__main__":
+    main()
