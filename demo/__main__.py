@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from demo.api import Api, DemoError
 from sam3_lora.coco.archive import extract
 from sam3_lora.coco.layout import Split, find_layout
 from sam3_lora.synthetic.coco_export import write_dataset
+from worker import tether
 
 HERE = Path(__file__).parent
 CONCEPTS = ("heart", "cross")
@@ -88,9 +88,7 @@ def _run(api: Api, options: argparse.Namespace, scratch: Path, began: float) -> 
     from demo.picture import draw  # torch and sam3: seconds
 
     found = draw(adapter, split, HERE / "overlay.png")
-    console.print(
-        f"{found} objects found with the adapter; truth, base and tuned are in {_shown(HERE / 'overlay.png')}"
-    )
+    console.print(f"{found} objects found with the adapter; look at {_shown(HERE / 'overlay.png')}")
     report(job, began)
 
 
@@ -117,7 +115,7 @@ def watch(api: Api, job_id: str) -> dict[str, Any]:
         task = bar.add_task("queued", total=100.0, step="-", loss="-", eta="-")
         for job in api.follow(job_id):
             progress = job["progress"] or {}
-            fields = {
+            fields: dict[str, Any] = {
                 "step": f"{progress.get('step') or '-'}/{progress.get('steps') or '-'}",
                 "loss": f"{progress['loss']:.0f}" if progress.get("loss") is not None else "-",
                 "eta": f"{progress['eta_s']:.0f} s" if progress.get("eta_s") is not None else "-",
@@ -147,8 +145,9 @@ def report(job: dict[str, Any], began: float) -> None:
     )
     total = time.monotonic() - began
     print(
-        f"demo: job={job['status']} segm_mAP_base={_figure(base['segm_mAP'])} segm_mAP_tuned={_figure(tuned['segm_mAP'])} "
-        f"trainable_percent={percent:.2f} train_seconds={result['train_seconds']:.0f} total_seconds={total:.0f}"
+        f"demo: job={job['status']} segm_mAP_base={_figure(base['segm_mAP'])} "
+        f"segm_mAP_tuned={_figure(tuned['segm_mAP'])} trainable_percent={percent:.2f} "
+        f"train_seconds={result['train_seconds']:.0f} total_seconds={total:.0f}"
     )
 
 
@@ -163,9 +162,9 @@ def running_service(folder: Path) -> Iterator[str]:
     ready, output = folder / "url", folder / "output.log"
     command = [sys.executable, "-m", "service.embedded", "--data-dir", str(folder / "data"), "--port", "0"]
     console.print("Starting the service: broker, API, workers, reconciler")
-    with output.open("wb") as log:
+    with output.open("wb") as log:  # tethered: it ends with the demo, however that ends
         process = subprocess.Popen(
-            [*command, "--ready-file", str(ready)], stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)
+            tether.command([*command, "--ready-file", str(ready)]), stdout=log, stderr=subprocess.STDOUT
         )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S

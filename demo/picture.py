@@ -30,7 +30,7 @@ PANEL_WIDTH = 360
 
 
 def draw(adapter: Path, split: Split, output: Path) -> int:
-    """Predict on the images with most objects and write the picture; returns how many detections the tuned model had."""
+    """Predict on the images with most objects and write the picture; return how many objects the tuned one found."""
     dataset = schema.load(split.annotations)
     concepts = find_concepts(dataset, {})
     texts = [concept.texts[0] for concept in concepts]

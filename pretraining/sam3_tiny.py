@@ -1,13 +1,11 @@
 """Pretrain `sam3-tiny` from scratch on synthetic scenes with one-word prompts.
 
-    python -m pretraining.sam3_tiny --steps 10000             # about two hours on 2 CPU cores
-    python -m pretraining.sam3_tiny --steps 10000 --resume    # go on after an interruption
+    python -m pretraining.sam3_tiny --steps 6000             # about two hours on 2 CPU cores
+    python -m pretraining.sam3_tiny --steps 6000 --resume    # go on after an interruption
 
 Every scene is drawn fresh from (seed, worker, index); prompts are shape or colour words of
 `sam3_lora.synthetic.scenes` (the NOVEL shapes are never drawn). Loss and matcher are the official ones.
-Masks cost two thirds of a step. They are trained in each of the first DENSE_STEPS steps, on half the images
-(their dense signal is what first ties words to places), and after that in every `--mask-every`th. The exported
-weights are an exponential moving average, in half precision.
+The exported weights are an exponential moving average, in half precision.
 """
 
 from __future__ import annotations
@@ -36,8 +34,7 @@ from sam3_lora.synthetic.scenes import COLOURS, KNOWN, Scene, draw_scene
 
 EMA_DECAY = 0.999
 NOTHING = -1
-EASY_IMAGES = 120_000
-DENSE_STEPS = 2000
+EASY_IMAGES = 48_000
 
 
 class SceneSamples(IterableDataset[Sample]):
@@ -134,10 +131,6 @@ def patch_labels(scene: Scene) -> tuple[Tensor, Tensor]:
     return shapes.where(covered, NOTHING), colours.where(covered, NOTHING)
 
 
-def images_until(step: int, batch: int) -> int:
-    return batch // 2 * min(step, DENSE_STEPS) + batch * max(0, step - DENSE_STEPS)
-
-
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -151,8 +144,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     model: Any = build_model(SAM3_TINY, activation_checkpointing=False).to(device).train()
-    losses = {masks: Sam3Loss(masks=masks, mask_points=None) for masks in (True, False)}
-    segmentation_head = model.segmentation_head
+    loss_fn = Sam3Loss(masks=True, mask_points=None)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 1e-4}, {"params": plain, "weight_decay": 0.0}])
@@ -166,30 +158,24 @@ def train(args: argparse.Namespace) -> None:
         seed += start  # other scenes than before the interruption
     samples = iter(
         DataLoader(
-            SceneSamples(seed, easy_images=EASY_IMAGES, drawn=images_until(start, args.batch)),
+            SceneSamples(seed, easy_images=EASY_IMAGES, drawn=start * args.batch),
             None,
             num_workers=args.workers,
         )
     )
     if start == 0:
-        pretrain_backbone(model, seed, out, steps=args.backbone_steps, batch=2 * args.batch)
+        pretrain_backbone(model, seed, out, steps=args.backbone_steps, batch=4 * args.batch)
         ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     recent: deque[dict[str, float]] = deque(maxlen=50)
     began = time.monotonic()
     for step in range(start, args.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr, args.warmup)
-        dense = step < DENSE_STEPS
-        masks = dense or step % args.mask_every == 0
-        images = args.batch // 2 if dense else args.batch
-        batch = collate([next(samples) for _ in range(images)], masks=True)
-        model.segmentation_head = segmentation_head if masks else None
-        recent.append(train_step(model, losses[masks], optimiser, batch, device))
-        model.segmentation_head = segmentation_head
+        batch = collate([next(samples) for _ in range(args.batch)], masks=True)
+        recent.append(train_step(model, loss_fn, optimiser, batch, device))
         update_ema(ema, model, min(EMA_DECAY, (step + 1) / (step + 10)))
         if (step + 1) % 50 == 0:
-            keys = sorted({key for row in recent for key in row})
-            row = {key: round(float(np.mean([r[key] for r in recent if key in r])), 4) for key in keys}
+            row = {key: round(float(np.mean([r[key] for r in recent])), 4) for key in recent[-1]}
             row |= {"step": step + 1, "seconds_per_step": round((time.monotonic() - began) / (step + 1 - start), 3)}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -231,11 +217,10 @@ def export(weights: dict[str, Tensor], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/sam3-tiny", help="folder of log, state and weights")
-    parser.add_argument("--steps", type=int, default=10000)
-    parser.add_argument("--batch", type=int, default=16, help="images per step; each has three prompts")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=8, help="images per step; each has three prompts")
     parser.add_argument("--backbone-steps", type=int, default=1200, help="steps of patch classification first")
-    parser.add_argument("--mask-every", type=int, default=3, help="train masks in one step of this many")
-    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--warmup", type=int, default=200, help="steps")
     parser.add_argument("--seed", type=int, default=20261123)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes")

@@ -1,7 +1,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -107,10 +106,3 @@ def test_split_is_seeded_and_leaves_both_sides_something(images: int, fraction: 
 def test_one_image_cannot_be_split():
     with pytest.raises(DatasetError, match="one image"):
         split_off_validation(CocoDataset(images={1: ImageRecord(1, "a", 5, 5)}), 0.2, seed=0)
-
-
-def test_loader_order_is_independent_of_numpy_global_state():
-    np.random.seed(0)
-    first = list(epoch_batches(20, 4, seed=9, epoch=2))
-    np.random.seed(1)
-    assert list(epoch_batches(20, 4, seed=9, epoch=2)) == first

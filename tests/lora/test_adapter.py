@@ -62,7 +62,9 @@ def test_configuration_that_does_not_fit_the_weights_is_refused(saved: Path, fie
         load_adapter(micro_model(), saved)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "absent", "nan", "renamed", "config_absent", "config_garbage", "version"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "absent", "nan", "renamed", "config_absent", "config_garbage", "version"]
+)
 def test_damaged_files_are_refused(saved: Path, damage: str):
     weights = saved / WEIGHTS_FILE
     if damage == "truncated":

@@ -37,9 +37,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_config(
-    bases: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., RunConfig]:
+def make_config(bases: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
     """A configuration of three steps an epoch on the drawn dataset; keywords override whole sections' keys."""
     monkeypatch.setattr(weights, "BASES", bases)
 

@@ -216,7 +216,9 @@ def test_early_stopping_and_retention(make_config, monkeypatch: pytest.MonkeyPat
 
 def test_validation_is_split_off_where_none_is_given(make_config):
     report = train(
-        make_config(dataset={"val_img_folder": None, "val_ann_file": None, "val_fraction": 0.34}, training={"max_epochs": 1})
+        make_config(
+            dataset={"val_img_folder": None, "val_ann_file": None, "val_fraction": 0.34}, training={"max_epochs": 1}
+        )
     )
     assert report.best["evaluation"]["images"] == 2
     assert "held out" in report.notices[0]
