@@ -5,11 +5,13 @@ The library reports events and asks `should_stop()`; it never talks to a databas
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -41,6 +43,7 @@ from sam3_lora.training.setup import Adapted, Data, choose_resolution, prepare_d
 from sam3_lora.training.step import Stepper
 
 log = logging.getLogger(__name__)
+MAX_TEMPORARY_PATH = 60  # bytes; what multiprocessing appends takes up to 45
 
 
 class Stop(StrEnum):
@@ -203,7 +206,7 @@ class _Run:
         self.progress = Progress(**state["progress"])
         self.progress.ended &= self.progress.step >= self.total_steps  # more epochs may be asked for now
         restore_random_state(state["random"])
-        self.reports.message(f"resumed from {folder.name} at step {self.progress.step} of {self.total_steps}")
+        self.reports.message(f"resumed after step {self.progress.step} of {self.total_steps}")
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -273,6 +276,8 @@ class _Run:
                         yield batch
 
         start_epoch, start_batch = progress.epoch, progress.batches_done
+        if training.num_workers > 0:
+            _use_short_temporary_folder()
         loader = DataLoader(
             self.data.train,
             batch_sampler=list(indices()),
@@ -439,6 +444,15 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _use_short_temporary_folder() -> None:
+    """Loader processes pass tensors over unix sockets in the temporary folder, whose path the kernel cuts off at 107
+    bytes: with a longer one (a job's workspace, say) their batches would never arrive and the run would hang.
+    """
+    if len(tempfile.gettempdir()) > MAX_TEMPORARY_PATH:
+        tempfile.tempdir = tempfile.mkdtemp(prefix="sam3-", dir="/tmp")
+        atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -11,77 +10,15 @@ import stat
 import subprocess
 import sys
 import time
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
+from tests.stack import NAMES, Service, command, started, wait_until
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-START_TIMEOUT_S = 90.0
-NAMES = {
-    "broker": "valkey-server",
-    "api": "service.cli",
-    "gpu-worker": "gpu",
-    "cpu-worker": "cpu",
-    "reconciler": "service.reconciler",
-}
-
-
-@dataclass
-class Service:
-    process: subprocess.Popen[bytes]
-    url: str
-    data_dir: Path
-    output: Path
-
-    def child(self, name: str) -> psutil.Process | None:
-        for process in self.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if any(NAMES[name] in part for part in process.cmdline()):
-                    return process
-        return None
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-            return json.load(answer)
-
-
-def command(data_dir: Path, port: int, ready_file: Path) -> list[str]:
-    options = ["--data-dir", str(data_dir), "--port", str(port), "--ready-file", str(ready_file)]
-    return [sys.executable, "-m", "service.embedded", *options]
-
-
-@contextlib.contextmanager
-def started(folder: Path, data_dir: Path) -> Iterator[Service]:
-    ready, output = folder / "ready", folder / "output"
-    with output.open("wb") as log:
-        process = subprocess.Popen(command(data_dir, 0, ready), stdout=log, stderr=log)
-    try:
-        wait_until(lambda: ready.exists() or process.poll() is not None, START_TIMEOUT_S)
-        assert process.poll() is None, output.read_text()
-        yield Service(process, ready.read_text().strip(), data_dir, output)
-    finally:
-        process.terminate()
-        try:
-            process.wait(25)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_until(is_so: Callable[[], object], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="module")

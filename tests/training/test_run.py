@@ -1,4 +1,5 @@
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -236,7 +237,10 @@ def test_run_without_validation_says_so_and_keeps_the_last(make_config):
     assert same(best, adapter(config.output.dir / "checkpoints" / "epoch_1"))
 
 
-def test_loader_processes_give_the_same_run(make_config):
+def test_loader_processes_give_the_same_run(make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    long = tmp_path / ("x" * 90)  # longer than a unix socket's path may be, as a job's workspace is
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
     quick = {"evaluation": {"baseline": False, "every_epochs": 9}}
     train(make_config("inline", training={"max_epochs": 1}, **quick))
     train(make_config("loaded", training={"max_epochs": 1, "num_workers": 2}, **quick))
