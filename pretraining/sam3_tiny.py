@@ -104,7 +104,7 @@ def pretrain_backbone(model: Any, seed: int, out: Path, *, steps: int, batch: in
         shape_BHW, colour_BHW = (torch.stack(part).to(device) for part in zip(*labels, strict=True))
         logits_BKHW = head(neck.convs[2](neck.trunk(images)[-1]))
         shape_BKHW, colour_BKHW, covered_B1HW = logits_BKHW.split([len(KNOWN), len(COLOURS), 1], 1)
-        loss = (
+        loss: Any = (
             nn.functional.cross_entropy(shape_BKHW, shape_BHW, ignore_index=NOTHING)
             + nn.functional.cross_entropy(colour_BKHW, colour_BHW, ignore_index=NOTHING)
             + nn.functional.binary_cross_entropy_with_logits(covered_B1HW[:, 0], (shape_BHW != NOTHING).float())

@@ -155,7 +155,7 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
     """Check a dataset: every fault with its place. Exit code 1 if it cannot be trained on."""
-    from sam3_lora.coco.validate import validate_isolated
+    from sam3_lora.coco.isolation import validate_isolated
 
     report = validate_isolated(folder).to_dict()
     if as_json:
