@@ -2,6 +2,7 @@
 
     python -m pretraining.sam3_tiny --steps 6000             # about two hours on 2 CPU cores
     python -m pretraining.sam3_tiny --steps 6000 --resume    # go on after an interruption
+    python -m pretraining.sam3_tiny --init sam3_lora/model/bases/sam3-tiny/model.safetensors    # improve the base
 
 Every scene is drawn fresh from (seed, worker, index); prompts are shape or colour words of
 `sam3_lora.synthetic.scenes` (the NOVEL shapes are never drawn). Loss and matcher are the official ones.
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -144,6 +145,8 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     model: Any = build_model(SAM3_TINY, activation_checkpointing=False).to(device).train()
+    if args.init is not None:
+        model.load_state_dict(load_file(args.init), strict=False)  # the file lacks only the rotary tables
     loss_fn = Sam3Loss(masks=True, mask_points=None)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
@@ -158,12 +161,12 @@ def train(args: argparse.Namespace) -> None:
         seed += start  # other scenes than before the interruption
     samples = iter(
         DataLoader(
-            SceneSamples(seed, easy_images=EASY_IMAGES, drawn=start * args.batch),
+            SceneSamples(seed, easy_images=EASY_IMAGES, drawn=EASY_IMAGES if args.init else start * args.batch),
             None,
             num_workers=args.workers,
         )
     )
-    if start == 0:
+    if start == 0 and args.init is None:
         pretrain_backbone(model, seed, out, steps=args.backbone_steps, batch=4 * args.batch)
         ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     recent: deque[dict[str, float]] = deque(maxlen=50)
@@ -218,6 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/sam3-tiny", help="folder of log, state and weights")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--init", help="start from these weights, past the patch classification and the plain scenes")
     parser.add_argument("--batch", type=int, default=8, help="images per step; each has three prompts")
     parser.add_argument("--backbone-steps", type=int, default=1200, help="steps of patch classification first")
     parser.add_argument("--lr", type=float, default=5e-4)
