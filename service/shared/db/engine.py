@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import create_engine as sqlalchemy_create_engine
 from service.shared.errors import SettingsError
 
 BUSY_TIMEOUT_S = 10
+WAL_RETRY_S = 0.02
 _to_json = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -77,11 +79,25 @@ def _wal_is_safe(version: tuple[int, ...]) -> bool:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver must not begin transactions: _begin_sqlite does
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
+    _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
     cursor.close()
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """Set the journal mode, which stays with the file. SQLite does not wait for the lock that the switch needs: of
+    several first connections to a new file all but one would fail with "database is locked".
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except _sqlite_driver().OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(WAL_RETRY_S)
 
 
 def _begin_sqlite(connection: Connection) -> None:
