@@ -127,7 +127,7 @@ def local(embedded: Service, archive: Path) -> Iterator[Client]:
 def test_job_trains_to_an_adapter_that_can_be_downloaded_and_used(client: Client, tmp_path: Path):
     created = client.post_job(QUICK, seed=3, tags=["e2e"], metadata={"ticket": "A-1"})
     assert created["status"] in ("validating_files", "queued")
-    running = client.until(created["id"], lambda job: job["phase"] == "training")
+    running = client.until(created["id"], lambda job: job["status"] == "running")
     assert running["worker"]["id"]
     job = client.until(created["id"], lambda job: job["status"] == "succeeded")
     assert job["resolved"]["config"]["training"]["seed"] == 3
