@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-QKV = ("q_proj", "k_proj", "v_proj")
+from sam3_lora.lora.targets import QKV
+
 LINEAR = "linear"  # role of a form with one projection
 OUT = "out_proj"
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sam3_lora.errors import BaseModelError
+from sam3_lora.model import upstream
 from sam3_lora.model.architecture import SAM3, Architecture
 from sam3_lora.model.build import build_model
 
@@ -62,15 +63,9 @@ def load_base(
     recompute = sum(p.numel() for p in model.parameters()) > LARGE
     if activation_checkpointing != "auto":
         recompute = activation_checkpointing == "on"
-    _set_checkpointing(model, recompute)
+    upstream.set_activation_checkpointing(model, recompute)
     _load(model, tensors)
     return model.eval()
-
-
-def _set_checkpointing(model: nn.Module, enabled: bool) -> None:
-    from sam3_lora.model import upstream
-
-    upstream.set_activation_checkpointing(model, enabled)
 
 
 def _official_weights(checkpoint: Path | None) -> dict[str, Tensor]:
