@@ -150,7 +150,8 @@ def train(args: argparse.Namespace) -> None:
     loss_fn = Sam3Loss(masks=True, mask_points=None)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 1e-4}, {"params": plain, "weight_decay": 0.0}])
+    groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, fused=True)
     ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     start, seed = 0, args.seed
     if args.resume and (out / "state.pt").exists():
