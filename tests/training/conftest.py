@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     (folder / "sam3-tiny").mkdir()
     torch.manual_seed(0)
-    tensors = {k: v for k, v in build_model(MICRO).state_dict().items() if not v.is_complex()}
+    architecture = replace(MICRO, dropout=0.1, vit_drop_path=0.1)  # as the official model
+    tensors = {k: v for k, v in build_model(architecture).state_dict().items() if not v.is_complex()}
     save_file(tensors, folder / "sam3-tiny" / "model.safetensors")
-    (folder / "sam3-tiny" / "architecture.json").write_text(json.dumps(MICRO.to_dict()))
+    (folder / "sam3-tiny" / "architecture.json").write_text(json.dumps(architecture.to_dict()))
     return folder
 
 
