@@ -10,7 +10,6 @@ exit     0 done, 2 configuration, 10 failed with an `error` event, 11 interrupte
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import logging
 import os
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from sam3_lora.training.run import Stop
 
 EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LEASE_LOST = 2, 10, 11, 12
-PR_SET_PDEATHSIG = 1
 
 
 class LineReporter:
@@ -70,7 +68,6 @@ class StopSignals:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    _die_with_parent()
     if options.lease_timeout is not None:
         threading.Thread(target=_watch_lease, args=(options.lease_timeout,), daemon=True).start()
     events = os.dup(1)
@@ -111,16 +108,6 @@ def _error_event(error: Exception) -> Event:
         return Event(EventType.ERROR, error.message, data, Level.ERROR)
     text = f"{type(error).__name__}: {error}"
     return Event(EventType.ERROR, text, {"code": "internal", "hint": "", "retryable": True}, Level.ERROR)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process with its parent; without it a killed worker leaves the trainer alive."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
-        os._exit(EXIT_LEASE_LOST)
 
 
 def _watch_lease(timeout_s: float) -> None:
