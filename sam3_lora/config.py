@@ -47,6 +47,8 @@ def _number(value: object) -> object:
 
 
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Rank = Annotated[int, Field(ge=1, le=256)]
+Alpha = Annotated[float, BeforeValidator(_number), Field(gt=0, le=4096, allow_inf_nan=False)]
 Rgb = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
 
@@ -59,9 +61,9 @@ class Section(BaseModel):
 class LoraConfig(Section):
     """Where adapters go and how large they are."""
 
-    rank: int = Field(8, ge=1, le=256)
+    rank: Rank = 8
     """Rank of every adapter."""
-    alpha: Float = Field(16.0, gt=0, le=4096)
+    alpha: Alpha = 16.0
     """Scale: an adapter's output is multiplied by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
     dropout: Float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapters' inputs while training."""
@@ -69,6 +71,12 @@ class LoraConfig(Section):
     """Which projections: q_proj k_proj v_proj out_proj linear1 linear2, or all; native names are aliases."""
     use_rslora: bool = False
     """Rank-stabilised scaling (arXiv 2312.03732)."""
+    component_rank: dict[str, Rank] = {}
+    """Rank of single components, by the name in their switch (`vision_encoder: 16`), instead of `rank`."""
+    component_alpha: dict[str, Alpha] = {}
+    """Alpha of single components, instead of `alpha`."""
+    loraplus_lr_ratio: Float = Field(1.0, ge=1, le=1024)
+    """Learning rate of the B matrices over that of the A matrices (LoRA+, arXiv 2402.12354); 1: the same."""
     apply_to_vision_encoder: bool = True
     """Adapt the ViT blocks."""
     apply_to_text_encoder: bool = False
@@ -99,6 +107,15 @@ class LoraConfig(Section):
     def _something_adapted(self) -> LoraConfig:
         if not self.components:
             raise ValueError("every apply_to_... switch is off: there is nothing to train")
+        for key, values in (("component_rank", self.component_rank), ("component_alpha", self.component_alpha)):
+            for name in values:
+                if name not in COMPONENTS:
+                    known = ", ".join(COMPONENTS)
+                    raise ValueError(
+                        f"{key}: unknown component {name!r}{_nearest(name, list(COMPONENTS))}; known: {known}"
+                    )
+                if name not in self.components:
+                    raise ValueError(f"{key} names {name}, but apply_to_{name} is false")
         return self
 
     @property
@@ -112,10 +129,14 @@ class LoraConfig(Section):
         wanted = {target for name in self.target_modules for target in TARGET_ALIASES.get(name, (name,))}
         return tuple(target for target in TARGETS if target in wanted)
 
-    @property
-    def scale(self) -> float:
-        """Factor on an adapter's output."""
-        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+    def rank_of(self, component: str) -> int:
+        """Rank of the adapters of a component."""
+        return self.component_rank.get(component, self.rank)
+
+    def scale_of(self, component: str) -> float:
+        """Factor on the output of a component's adapters."""
+        rank = self.rank_of(component)
+        return self.component_alpha.get(component, self.alpha) / (rank**0.5 if self.use_rslora else rank)
 
 
 class DatasetOptions(Section):
@@ -127,6 +148,8 @@ class DatasetOptions(Section):
     """Objects of one category kept per image; more are dropped by size, smallest first, with a warning."""
     prompts: dict[str, list[str]] = Field(default={}, max_length=1000)
     """Texts for a category, one drawn per training query, the first used in evaluation. Default: its name."""
+    limit_images: int | None = Field(None, ge=1)
+    """Train on so many images only, drawn by the seed (few-shot); None: all. Validation is not limited."""
     exhaustive: bool = True
     """Whether every object of every category is annotated. If not, absent categories are not taught as absent."""
     negatives_per_image: int = Field(8, ge=0, le=200)
@@ -179,6 +202,8 @@ class TrainingConfig(Section):
     """Passes over the training images."""
     max_steps: int | None = Field(None, ge=1, le=10_000_000)
     """Optimiser steps after which training ends, if that is earlier."""
+    max_seconds: Float | None = Field(None, gt=0)
+    """Seconds of training after which it ends early and well: evaluated, saved, succeeded. None: no limit."""
     batch_size: int = Field(2, ge=1, le=256)
     """Images per micro-batch (the model's batch is their number of queries)."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=1024)
@@ -187,7 +212,7 @@ class TrainingConfig(Section):
     """Peak learning rate of AdamW."""
     weight_decay: Float = Field(0.0, ge=0, le=1)
     """AdamW's decoupled weight decay on adapters."""
-    lr_scheduler: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
+    lr_scheduler: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
     """Course of the learning rate after warm-up."""
     warmup_steps: int = Field(20, ge=0, le=1_000_000)
     """Optimiser steps of linear warm-up (at most a tenth of all steps)."""
@@ -241,6 +266,8 @@ class ModelConfig(Section):
     """sam3: the official model. sam3-tiny: the small base shipped here for trying the system."""
     checkpoint: Path | None = Field(None, strict=False)
     """Local file of official weights (`sam3.pt`); None: the hub (facebook/sam3, gated). Not for sam3-tiny."""
+    adapter: Path | None = Field(None, strict=False)
+    """Folder of an earlier adapter of the same base, targets and ranks to start from; None: from the base."""
 
 
 class OutputConfig(Section):

@@ -124,3 +124,16 @@ def test_every_field_is_described():
     for name, section in JobConfig.model_json_schema()["$defs"].items():
         for key, field in section["properties"].items():
             assert field.get("description"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"component_rank": {"vision_encodr": 4}}, "did you mean 'vision_encoder'"),
+        ({"component_alpha": {"text_encoder": 4}}, "apply_to_text_encoder is false"),
+        ({"component_rank": {"scoring": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_component_settings_that_reach_nothing_are_errors(values: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        parse(LoraConfig, values)

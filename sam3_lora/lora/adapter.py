@@ -111,6 +111,29 @@ def load_adapter(model: nn.Module, folder: Path) -> tuple[AdapterInfo, Injection
     return info, injection
 
 
+def start_from(model: nn.Module, folder: Path, lora: LoraConfig, base_fingerprint: str) -> None:
+    """Load an earlier adapter's weights into a model with fresh adapters of configuration `lora`.
+
+    Raises:
+        AdapterError: naming each field in which the earlier adapter differs, since its weights would mean
+            something else (dropout and learning-rate ratio may differ), or if its files are damaged.
+    """
+    info = read_info(folder)
+    fields = [f for f in LoraConfig.model_fields if f not in ("dropout", "loraplus_lr_ratio", "target_modules")]
+    differing = [
+        f"lora.{f} ({getattr(info.lora, f)!r} there, {getattr(lora, f)!r} here)"
+        for f in fields
+        if getattr(info.lora, f) != getattr(lora, f)
+    ]
+    if info.lora.targets != lora.targets:
+        differing.append(f"lora.target_modules ({list(info.lora.targets)} there, {list(lora.targets)} here)")
+    if info.base_fingerprint != base_fingerprint:
+        differing.append(f"the base ({info.base_model} {info.base_fingerprint[:12]}... there)")
+    if differing:
+        raise AdapterError(f"cannot start from the adapter in {folder}; these differ: {', '.join(differing)}")
+    load_weights(model, folder)
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Load an adapter's tensors into a model that already has adapters of the same configuration.
 

@@ -77,7 +77,11 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _adapted(module: nn.Module, site: Site, targets: tuple[str, ...], config: LoraConfig) -> Any:
-    low_rank = {"rank": config.rank, "scale": config.scale, "dropout": config.dropout}
+    low_rank = {
+        "rank": config.rank_of(site.component),
+        "scale": config.scale_of(site.component),
+        "dropout": config.dropout,
+    }
     if site.kind == "attention":
         adapted: nn.Module = LoRAMultiheadAttention(module, targets, **low_rank)  # type: ignore[arg-type]
     elif site.kind == "fused_qkv":

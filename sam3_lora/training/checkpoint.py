@@ -31,6 +31,7 @@ _NEW, _OLD = ".new-", ".old-"
 RESUMABLE_CHANGES = {
     ("training", "max_epochs"),
     ("training", "max_steps"),
+    ("training", "max_seconds"),
     ("training", "num_workers"),
     ("training", "num_threads"),
     ("training", "keep_checkpoints"),

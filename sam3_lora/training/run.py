@@ -169,12 +169,12 @@ class _Run:
 
     def _build_stepper(self) -> None:
         training = self.config.training
-        parameters = list(adapter_parameters(self.adapted.model).values())
+        adapters = adapter_parameters(self.adapted.model)
         self.stepper = Stepper(
             self.adapted.model,
             Sam3Loss(masks=training.enable_segmentation, mask_points=training.mask_points),
-            build_optimizer(parameters, training),
-            parameters,
+            build_optimizer(adapters, training, loraplus_lr_ratio=self.config.lora.loraplus_lr_ratio),
+            list(adapters.values()),
             amp_dtype=self.adapted.amp_dtype,
             max_grad_norm=training.max_grad_norm,
         )
@@ -403,9 +403,14 @@ class _Run:
 
     def _asked_to_finish(self) -> bool:
         stop = self._raise_if_interrupted()
-        if stop is Stop.FINISH and self.progress.applied_steps > 0:
-            self.reports.message("asked to finish: evaluating and saving what is trained")
-            self.finishing = True
+        limit = self.config.training.max_seconds
+        if self.progress.applied_steps > 0 and not self.finishing:
+            if stop is Stop.FINISH:
+                self.reports.message("asked to finish: evaluating and saving what is trained")
+                self.finishing = True
+            elif limit is not None and self.progress.train_seconds >= limit:
+                self.reports.message(f"training.max_seconds ({limit:g}) is reached: evaluating and saving")
+                self.finishing = True
         return self.finishing
 
     def _raise_if_interrupted(self) -> Stop | None:

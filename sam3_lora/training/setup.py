@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from sam3_lora.coco import schema
 from sam3_lora.config import DatasetConfig, ModelConfig, RunConfig
 from sam3_lora.data.concepts import Concept, find_concepts
-from sam3_lora.data.dataset import TrainingSet, split_off_validation
+from sam3_lora.data.dataset import TrainingSet, split_off_validation, subset
 from sam3_lora.errors import ConfigError, DatasetError
-from sam3_lora.lora.adapter import AdapterInfo, fingerprint
+from sam3_lora.lora.adapter import AdapterInfo, fingerprint, start_from
 from sam3_lora.lora.inject import Injection, inject
 from sam3_lora.lora.layers import LowRank
 from sam3_lora.model.weights import architecture_of, load_base
@@ -86,6 +87,9 @@ def prepare_data(config: RunConfig, resolution: int) -> Data:
         notices.append(f"no validation set given: {len(validation.images)} training images are held out for it")
     if validation is None:
         notices.append("no validation: the last checkpoint counts as the best, and nothing is measured")
+    if options.limit_images is not None:
+        training, notice = _few(training, options.limit_images, config.training.seed)
+        notices.append(notice)
     concepts = find_concepts(training, options.prompts)
     unknown = sorted(set(options.prompts) - {category.name for category in training.categories.values()})
     if unknown:
@@ -106,6 +110,14 @@ def prepare_data(config: RunConfig, resolution: int) -> Data:
         seed=config.training.seed,
     )
     return Data(train, concepts, validation, folder, tuple(notices))
+
+
+def _few(training: CocoDataset, count: int, seed: int) -> tuple[CocoDataset, str]:
+    """A seeded choice of `count` images that hold an object, and a notice about it."""
+    annotated = sorted({a.image_id for a in training.annotations if not a.is_crowd}, key=str)
+    chosen = np.random.default_rng(seed).permutation(len(annotated))[:count]
+    notice = f"dataset.limit_images: {len(chosen)} of {len(annotated)} annotated training images are used"
+    return subset(training, {annotated[i] for i in chosen}), notice
 
 
 def _validation(options: DatasetConfig) -> tuple[CocoDataset | None, Path]:
@@ -137,6 +149,8 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept]) -
     )
     base_fingerprint = fingerprint(model)
     injection = inject(model, config.lora)
+    if config.model.adapter is not None:
+        start_from(model, config.model.adapter, config.lora, base_fingerprint)
     if not config.training.frozen_dropout:
         switch_off_frozen_dropout(model)
     info = AdapterInfo(

@@ -126,3 +126,16 @@ def test_rank_alpha_and_rslora_act():
 
     assert scale_and_rank(LoraConfig(rank=4, alpha=8.0)) == (2.0, 4)
     assert scale_and_rank(LoraConfig(rank=4, alpha=8.0, use_rslora=True)) == (4.0, 4)
+
+
+def test_components_may_have_their_own_rank_and_alpha():
+    model = micro_model()
+    inject(model, LoraConfig(rank=4, alpha=8.0, component_rank={"detr_decoder": 2}, component_alpha={"scoring": 16.0}))
+
+    def of(module: str) -> tuple[int, float]:
+        low_rank = model.get_submodule(module).lora["linear"]
+        return low_rank.a.shape[0], low_rank.scale
+
+    assert of("transformer.encoder.layers.0.linear1") == (4, 2.0)
+    assert of("transformer.decoder.layers.0.linear1") == (2, 4.0)
+    assert of("dot_prod_scoring.hs_proj") == (4, 4.0)

@@ -77,6 +77,9 @@ CASES: dict[str, Case] = {
     "lora.dropout": weights(lora={"dropout": 0.3}),
     "lora.target_modules": weights(lora={"target_modules": ["qkv", "proj"]}),
     "lora.use_rslora": weights(lora={"use_rslora": True}),
+    "lora.component_rank": weights(lora={"component_rank": {"scoring": 2}}),
+    "lora.component_alpha": weights(lora={"component_alpha": {"vision_encoder": 64}}),
+    "lora.loraplus_lr_ratio": weights(lora={"loraplus_lr_ratio": 4}),
     **{
         f"lora.apply_to_{name}": weights(lora={f"apply_to_{name}": name in ("text_encoder", "geometry_encoder")})
         for name in COMPONENTS
@@ -85,6 +88,7 @@ CASES: dict[str, Case] = {
     "dataset.resolution": weights(dataset={"resolution": 70}),
     "dataset.max_ann_per_img": weights(dataset={"max_ann_per_img": 1}),
     "dataset.prompts": weights(dataset={"prompts": {"heart": ["a valentine"]}}),
+    "dataset.limit_images": weights(dataset={"limit_images": 3}),
     "dataset.exhaustive": Case({"dataset": {"exhaustive": False}}, plain=NO_CROSSES),
     "dataset.negatives_per_image": Case({"dataset": {"negatives_per_image": 0}}, plain=NO_CROSSES),
     "dataset.max_queries_per_image": weights(dataset={"max_queries_per_image": 1}),
@@ -108,6 +112,7 @@ CASES: dict[str, Case] = {
     ),
     "training.max_epochs": Case({"training": {"max_epochs": 1}}, lambda o: o.report["steps"], ALL_EPOCHS),
     "training.max_steps": Case({"training": {"max_steps": 1}}, lambda o: o.report["steps"]),
+    "training.max_seconds": Case({"training": {"max_seconds": 1e-6}}, lambda o: o.report["steps"]),
     "training.batch_size": weights(training={"batch_size": 3}),
     "training.gradient_accumulation_steps": weights(training={"gradient_accumulation_steps": 2}),
     "training.learning_rate": weights(training={"learning_rate": 5e-4}),
@@ -150,6 +155,7 @@ CASES: dict[str, Case] = {
     "model.checkpoint": Case(
         {"model": {"checkpoint": "other.pt"}}, plain={"model": {"base": "sam3", "checkpoint": "missing.pt"}}
     ),
+    "model.adapter": Case({"model": {"adapter": "missing"}}, lambda o: o.error),
     "output.dir": Case({"output": {"dir": "elsewhere"}}, lambda o: o.files),
     "output.tensorboard": Case({"output": {"tensorboard": True}}, lambda o: len(o.files)),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sam3_lora.errors import CheckpointError, ConfigError, DatasetError, DivergedError, OutOfMemoryError
+from sam3_lora.errors import AdapterError, CheckpointError, ConfigError, DatasetError, DivergedError, OutOfMemoryError
 from sam3_lora.events import Event, EventType
 from sam3_lora.training import step as step_module
 from sam3_lora.training.run import InterruptedRunError, Stop, train
@@ -280,3 +280,44 @@ def test_settings_that_do_not_fit_are_named(make_config, sections: dict, pointer
     with pytest.raises(ConfigError) as caught:
         train(make_config(**sections))
     assert [fault["pointer"] for fault in caught.value.errors] == [pointer]
+
+
+def test_starting_from_an_earlier_adapter_goes_on_from_its_weights(make_config):
+    quick = {"evaluation": {"baseline": False, "every_epochs": 9}}
+    first = make_config("first", training={"max_steps": 2}, **quick)
+    train(first)
+    earlier = first.output.dir / "checkpoints" / "best"
+    still = {"max_steps": 1, "learning_rate": 1e-12}
+    second = make_config("second", training=still, model={"adapter": str(earlier)}, **quick)
+    train(second)
+    one, other = adapter(earlier), adapter(second.output.dir / "checkpoints" / "best")
+    assert all(torch.allclose(one[name], other[name], atol=1e-9) for name in one)
+    assert any(value.abs().max() > 0 for name, value in other.items() if name.endswith(".b"))
+
+
+def test_starting_from_an_adapter_of_other_shape_names_each_difference(make_config):
+    first = make_config("first", training={"max_steps": 1}, evaluation={"baseline": False})
+    train(first)
+    earlier = str(first.output.dir / "checkpoints" / "best")
+    other = make_config("second", lora={"rank": 2, "target_modules": ["qkv"]}, model={"adapter": earlier})
+    with pytest.raises(AdapterError) as caught:
+        train(other)
+    assert "lora.rank (4 there, 2 here)" in caught.value.message
+    assert "lora.target_modules" in caught.value.message
+
+
+def test_time_limit_ends_early_and_well(make_config):
+    events = Recorder()
+    config = make_config(training={"max_epochs": 50, "max_seconds": 1e-6})
+    report = train(config, reporter=events)
+    assert report.stopped_early
+    assert report.steps == 1
+    assert report.best is not None
+    assert any("max_seconds" in event.message for event in events)
+    assert (config.output.dir / "checkpoints" / "best" / "adapter_model.safetensors").is_file()
+
+
+def test_few_shot_says_how_many_images_it_uses(make_config):
+    report = train(make_config(dataset={"limit_images": 3}, training={"max_epochs": 1}))
+    assert report.steps == 2  # of 2 and 1 images
+    assert "3 of 6 annotated training images" in report.notices[0]
