@@ -1,4 +1,4 @@
-"""The command line: train, predict and validate without any service."""
+"""The command line: train, evaluate, predict, merge and validate without any service."""
 
 from __future__ import annotations
 
@@ -147,6 +147,61 @@ def predict(
         labels = [f"{t} {s:.2f}" for t, d in zip(prompt, found, strict=True) for s in d.scores_K.tolist()]
         colours = [number for number, d in enumerate(found) for _ in d.scores_K]
         draw_instances(pixels, masks, labels, colours, width=max(480, pixels.shape[1])).save(output)
+
+
+@app.command()
+def evaluate(
+    images: Annotated[Path, typer.Option(help="Folder that the annotations' file names are relative to.")],
+    annotations: Annotated[Path, typer.Option(help="COCO JSON.")],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter folder; without it only the base is measured.")] = None,
+    base: Annotated[str, typer.Option(help="Base model where no adapter is given: sam3 or sam3-tiny.")] = "sam3",
+    checkpoint: Annotated[Path | None, typer.Option(help="Official weights (sam3.pt) instead of the hub.")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images, by id.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all metrics, per category too, as JSON.")] = False,
+) -> None:
+    """Measure base and adapter on annotated images, as validation in training does."""
+    _quiet()
+    from sam3_lora.evaluation.compare import compare
+
+    try:
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("evaluating", total=None)
+            found = compare(
+                images,
+                annotations,
+                adapter=adapter,
+                base=base,
+                checkpoint=checkpoint,
+                max_images=max_images,
+                on_image=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except Sam3LoraError as error:
+        _fail(error, EXIT_FAILED)
+    if as_json:
+        values = {name: evaluation.to_dict() for name, evaluation in found.items()}
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        return
+    table = Table("metric", *found, title=f"{next(iter(found.values())).images} images")
+    for metric in found["base"].metrics:
+        table.add_row(metric, *(_figure(evaluation.metrics[metric]) for evaluation in found.values()))
+    console.print(table)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Option(help="Adapter folder.")],
+    output: Annotated[Path, typer.Option(help="File to write: .pt (loads into stock sam3) or .safetensors.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Official weights (sam3.pt) instead of the hub.")] = None,
+) -> None:
+    """Fold an adapter into its base: one file of plain SAM3 weights."""
+    _quiet()
+    from sam3_lora.lora.export import export_merged
+
+    try:
+        export_merged(adapter, output, checkpoint=checkpoint)
+    except Sam3LoraError as error:
+        _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    console.print(f"merged weights: {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
 
 
 @app.command()

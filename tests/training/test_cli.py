@@ -2,13 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+from sam3.model_builder import _load_checkpoint
 from typer.testing import CliRunner, Result
 
 from sam3_lora.cli import app
+from sam3_lora.evaluation.predict import open_predictor
+from sam3_lora.model.build import build_model
+from sam3_lora.synthetic.coco_export import ANNOTATIONS
+from sam3_lora.training.run import train
+from tests.models import MICRO, largest_difference, mixed_batch, outputs_of
 
 
 def run(*arguments: object) -> Result:
@@ -39,6 +47,50 @@ def test_train_resume_and_predict(make_config, drawn: Path, tmp_path: Path):
     assert [answer["prompt"] for answer in answers] == ["heart", "cross"]
     assert len(answers[0]["detections"]) == 8
     assert Image.open(tmp_path / "found.png").width >= 480
+
+
+def test_evaluate_gives_the_figures_of_the_run(make_config, drawn: Path):
+    config = make_config(training={"max_epochs": 1})
+    trained = train(config)
+    place = ["--images", drawn / "valid", "--annotations", drawn / "valid" / ANNOTATIONS]
+    adapter = ["--adapter", config.output.dir / "checkpoints" / "best"]
+    found = run("evaluate", *place, *adapter, "--json")
+    assert found.exit_code == 0, found.output
+    measured = json.loads(found.stdout)
+    assert measured["base"] == trained.base
+    assert measured["tuned"] == trained.best["evaluation"]
+    table = run("evaluate", *place, "--base", "sam3-tiny", "--max-images", 1)
+    assert table.exit_code == 0, table.output
+    assert "segm_mAP50" in table.output
+    assert "tuned" not in table.output
+    nothing = run("evaluate", "--images", drawn, "--annotations", drawn / "none.json", "--base", "sam3-tiny")
+    assert nothing.exit_code == 1
+    assert "none.json" in nothing.output.replace("\n", "")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_merged_weights_load_into_the_stock_loader(make_config, tmp_path: Path, suffix: str, capsys):
+    config = make_config(training={"max_steps": 2, "learning_rate": 0.01}, evaluation={"baseline": False})
+    train(config)
+    adapter, merged = config.output.dir / "checkpoints" / "best", tmp_path / f"merged{suffix}"
+    done = run("merge", "--adapter", adapter, "--output", merged)
+    assert done.exit_code == 0, done.output
+    tuned = open_predictor(adapter)[0].model
+    stock: Any = build_model(MICRO, resolution=140)
+    if suffix == ".pt":
+        stock.inst_interactive_predictor = None
+        _load_checkpoint(stock, str(merged))
+        assert "missing" not in capsys.readouterr().out
+    else:
+        plain = {name.removeprefix("detector."): value for name, value in load_file(merged).items()}
+        assert not [n for n in stock.load_state_dict(plain, strict=False).missing_keys if "freqs_cis" not in n]
+    batch = mixed_batch()
+    assert largest_difference(outputs_of(tuned.eval(), batch), outputs_of(stock.eval(), batch)) < 1e-4
+    again = run("merge", "--adapter", adapter, "--output", merged)
+    assert again.exit_code == 2
+    assert "exists already" in again.output
+    assert run("merge", "--adapter", adapter, "--output", tmp_path / "merged.bin").exit_code == 2
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {merged.name}  # no remains
 
 
 @pytest.mark.parametrize(
