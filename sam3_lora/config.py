@@ -249,7 +249,7 @@ class EvaluationConfig(Section):
 
     every_epochs: int = Field(1, ge=1, le=10_000)
     """Epochs between validations; the last epoch is always validated."""
-    metric: Literal["segm_mAP", "segm_mAP50", "bbox_mAP", "bbox_mAP50"] = "segm_mAP"
+    metric: Literal["segm_mAP", "segm_mAP50", "bbox_mAP", "bbox_mAP50", "cgF1"] = "segm_mAP"
     """What makes a checkpoint the best (bbox_mAP where no masks are trained)."""
     early_stopping_patience: int | None = Field(None, ge=1, le=10_000)
     """Validations without a better metric after which training ends; None: never."""

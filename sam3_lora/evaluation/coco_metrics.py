@@ -1,4 +1,4 @@
-"""Average precision of a model on a COCO dataset, by pycocotools, from the annotations as they are on disk.
+"""Scores of a model on a COCO dataset, by pycocotools and sam3, from the annotations as they are on disk.
 
 Every image is asked for every concept, so that false alarms on absent concepts cost precision.
 """
@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sam3_lora.data.images import read_rgb
 from sam3_lora.data.transforms import compressed
+from sam3_lora.evaluation.cgf1 import presence_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,12 +36,18 @@ SUMMARY = {"mAP": 0, "mAP50": 1, "mAP75": 2}  # positions in COCOeval.stats
 class Evaluation:
     """Metrics of one model on one dataset."""
 
-    metrics: dict[str, float | None]  # segm_mAP, segm_mAP50, segm_mAP75, bbox_...; None: not defined on this data
+    metrics: dict[str, float | None]  # segm_mAP, segm_mAP50, bbox_..., cgF1, IL_...; None: not defined on this data
     per_category: list[dict[str, Any]]  # ids (of the dataset), name, segm_mAP, bbox_mAP
     images: int
+    notes: tuple[str, ...] = ()  # why a metric is None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"metrics": self.metrics, "per_category": self.per_category, "images": self.images}
+        return {
+            "metrics": self.metrics,
+            "per_category": self.per_category,
+            "images": self.images,
+            "notes": list(self.notes),
+        }
 
 
 def evaluate(
@@ -136,7 +143,8 @@ def score(
         for index, row in enumerate(per_category):
             # precision has shape (thresholds, recalls, categories, areas, max detections); the last two: all, 100
             row[f"{kind}_mAP"] = None if scorer is None else _mean(scorer.eval["precision"][:, :, index, 0, -1])
-    return Evaluation(metrics, per_category, len(truth["images"]))
+    presence, notes = presence_scores(truth, results, kind="segm" if masks else "bbox")
+    return Evaluation({**metrics, **presence}, per_category, len(truth["images"]), notes)
 
 
 def _run(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval | None:
