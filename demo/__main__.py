@@ -135,7 +135,7 @@ def report(job: dict[str, Any], began: float) -> None:
     result, trainable = job["result"], job["trainable"]
     base, tuned = result["base"]["metrics"], result["best"]["evaluation"]["metrics"]
     table = Table("metric", "base", "tuned", title="on the validation images")
-    for name in ("segm_mAP", "segm_mAP50", "bbox_mAP"):
+    for name in ("segm_mAP", "segm_mAP50", "bbox_mAP", "cgF1", "IL_FPR"):
         table.add_row(name, _figure(base[name]), _figure(tuned[name]))
     console.print(table)
     percent = trainable["percent"]
