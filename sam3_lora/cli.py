@@ -88,6 +88,7 @@ class _Interrupt:
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="YAML run configuration.")],
     resume: Annotated[Path | None, typer.Option(help="Run directory or checkpoint folder to go on from.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the final report as JSON on standard output.")] = False,
 ) -> None:
     """Train an adapter as a YAML configuration says."""
     _quiet()
@@ -109,7 +110,10 @@ def train(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except Sam3LoraError as error:
         _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
-    _show_report(report, run_config.output.dir)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
+    else:
+        _show_report(report, run_config.output.dir)
 
 
 @app.command()

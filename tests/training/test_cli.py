@@ -35,8 +35,9 @@ def test_train_resume_and_predict(make_config, drawn: Path, tmp_path: Path):
     assert "modules adapted" in done.output
     assert "segm_mAP" in done.output
     longer = as_yaml(make_config(training={"max_epochs": 2}), tmp_path / "longer.yaml")
-    resumed = run("train", "--config", longer, "--resume", config.output.dir)
+    resumed = run("train", "--config", longer, "--resume", config.output.dir, "--json")
     assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout) == json.loads((config.output.dir / "report.json").read_text())
     assert "resumed after step 3 of 6" in resumed.output
     image = next((drawn / "valid").glob("*.jpg"))
     adapter = config.output.dir / "checkpoints" / "best"
