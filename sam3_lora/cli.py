@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, merge and validate without any service."""
+"""The command line: train, inspect, evaluate, predict, merge and validate without any service."""
 
 from __future__ import annotations
 
@@ -189,6 +189,38 @@ def evaluate(
     for metric in found["base"].metrics:
         table.add_row(metric, *(_figure(evaluation.metrics[metric]) for evaluation in found.values()))
     console.print(table)
+
+
+@app.command()
+def inspect(
+    config: Annotated[Path, typer.Option("--config", "-c", help="YAML run configuration.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print every adapted module as JSON.")] = False,
+) -> None:
+    """Show what a configuration would adapt, without weights or data."""
+    _quiet()
+    try:
+        run_config = configuration.load(config)
+        from sam3_lora.lora.inject import inject
+        from sam3_lora.model.build import build_skeleton
+        from sam3_lora.model.weights import architecture_of
+
+        injection = inject(build_skeleton(architecture_of(run_config.model.base)), run_config.lora)
+    except Sam3LoraError as error:
+        _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    if as_json:
+        sys.stdout.write(json.dumps(injection.to_dict(), indent=2) + "\n")
+        return
+    table = Table("component", "modules", "rank", "trainable parameters", title=f"LoRA on {run_config.model.base}")
+    for component in run_config.lora.components:
+        modules = [module for module in injection.modules if module.component == component]
+        count = sum(module.parameters for module in modules)
+        table.add_row(component, str(len(modules)), str(run_config.lora.rank_of(component)), f"{count:,}")
+    console.print(table)
+    console.print(
+        f"{injection.trainable_parameters:,} of {injection.total_parameters:,} parameters are trained "
+        f"({injection.trainable_percent:.2f} %)",
+        highlight=False,
+    )
 
 
 @app.command()

@@ -5,11 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sam3_lora.model import upstream
 
 if TYPE_CHECKING:
     from sam3_lora.model.architecture import Architecture
+
+
+def build_skeleton(arch: Architecture) -> nn.Module:
+    """The model with names and shapes but no weights: its parameters are on the meta device.
+
+    The full SAM3 takes seconds and no memory for weights. Upstream cannot be built under `torch.device("meta")`,
+    since its constructors read values of small tensors; so only parameters are moved, as each is registered.
+    """
+
+    def shape_of(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(shape_of)  # type: ignore[arg-type]  # may return a parameter
+    try:
+        return build_model(arch)
+    finally:
+        hook.remove()
 
 
 def build_model(

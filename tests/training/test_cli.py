@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sam3_lora.cli import app
 from sam3_lora.evaluation.predict import open_predictor
+from sam3_lora.events import Event, EventType
 from sam3_lora.model.build import build_model
 from sam3_lora.synthetic.coco_export import ANNOTATIONS
 from sam3_lora.training.run import train
@@ -48,6 +49,31 @@ def test_train_resume_and_predict(make_config, drawn: Path, tmp_path: Path):
     assert [answer["prompt"] for answer in answers] == ["heart", "cross"]
     assert len(answers[0]["detections"]) == 8
     assert Image.open(tmp_path / "found.png").width >= 480
+
+
+def test_inspect_shows_what_would_be_adapted(make_config, tmp_path: Path):
+    config = make_config(lora={"component_rank": {"scoring": 2}})
+    shown = run("inspect", "--config", as_yaml(config, tmp_path / "run.yaml"), "--json")
+    assert shown.exit_code == 0, shown.output
+    events: list[Event] = []
+    train(config, reporter=events.append)
+    resolved = next(event.data for event in events if event.type is EventType.RESOLVED)
+    assert json.loads(shown.stdout).items() <= json.loads(json.dumps(resolved)).items()
+    table = run("inspect", "--config", tmp_path / "run.yaml")
+    assert table.exit_code == 0, table.output
+    assert "detr_decoder" in table.output
+    wrong = run("inspect", "--config", as_yaml(make_config(lora={"vision_layers": 9}), tmp_path / "wrong.yaml"))
+    assert wrong.exit_code == 2
+    assert "/lora/vision_layers" in wrong.output
+
+
+def test_inspect_counts_the_official_model_without_its_weights(make_config, tmp_path: Path):
+    official = make_config(lora={"rank": 8}, model={"base": "sam3"})
+    shown = run("inspect", "--config", as_yaml(official, tmp_path / "run.yaml"), "--json")
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    assert found["total_parameters"] - found["trainable_parameters"] == 840_509_750  # upstream's own count
+    assert len(found["adapted_modules"]) == 190
 
 
 def test_evaluate_gives_the_figures_of_the_run(make_config, drawn: Path):
