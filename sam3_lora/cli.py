@@ -161,6 +161,9 @@ def evaluate(
     base: Annotated[str, typer.Option(help="Base model where no adapter is given: sam3 or sam3-tiny.")] = "sam3",
     checkpoint: Annotated[Path | None, typer.Option(help="Official weights (sam3.pt) instead of the hub.")] = None,
     max_images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images, by id.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Folder to write truth and predictions into, as COCO JSON.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all metrics, per category too, as JSON.")] = False,
 ) -> None:
     """Measure base and adapter on annotated images, as validation in training does."""
@@ -177,6 +180,7 @@ def evaluate(
                 base=base,
                 checkpoint=checkpoint,
                 max_images=max_images,
+                export=export,
                 on_image=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except Sam3LoraError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +59,14 @@ def evaluate(
     options: DatasetOptions,
     *,
     max_images: int | None = None,
+    export: Path | None = None,
     on_image: Callable[[int, int], object] = lambda done, total: None,
 ) -> Evaluation:
     """Predict every concept on every image and score the detections.
 
     Args:
+        export: folder to write `truth.json` and `predictions.json` into, from which plain pycocotools computes the
+            same figures.
         on_image: called after each image with (done, total); may raise to stop.
     """
     images = list(dataset.images.values())[:max_images]
@@ -77,6 +81,10 @@ def evaluate(
             results.extend(to_results(found, done, concept.number))
         on_image(done, len(images))
     truth = ground_truth(dataset, images, concepts)
+    if export is not None:
+        export.mkdir(parents=True, exist_ok=True)
+        (export / "truth.json").write_text(json.dumps(truth, default=bytes.decode), encoding="utf-8")
+        (export / "predictions.json").write_text(json.dumps(results, default=bytes.decode), encoding="utf-8")
     return score(truth, results, concepts, masks=predictor.masks)
 
 

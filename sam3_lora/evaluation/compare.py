@@ -25,6 +25,7 @@ def compare(
     base: str = "sam3",
     checkpoint: Path | None = None,
     max_images: int | None = None,
+    export: Path | None = None,
     on_image: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Evaluation]:
     """Evaluate the base and, where an adapter is given, the tuned model: keys "base" and "tuned".
@@ -33,6 +34,7 @@ def compare(
         images: folder that the `file_name`s are relative to.
         annotations: COCO JSON.
         adapter: adapter folder; its configuration names the base and the prompts of its categories.
+        export: folder that gets `base/` and `tuned/`, each with `truth.json` and `predictions.json`.
         on_image: called with (images done, images in all) over both models.
 
     Raises:
@@ -57,6 +59,7 @@ def compare(
             concepts,
             DatasetOptions(),
             max_images=max_images,
+            export=None if export is None else export / models[before],
             on_image=lambda done, total: on_image(before * total + done, len(models) * total),
         )
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 from sam3.model_builder import _load_checkpoint
 from typer.testing import CliRunner, Result
@@ -76,16 +78,28 @@ def test_inspect_counts_the_official_model_without_its_weights(make_config, tmp_
     assert len(found["adapted_modules"]) == 190
 
 
-def test_evaluate_gives_the_figures_of_the_run(make_config, drawn: Path):
+def plain_map(folder: Path) -> float:
+    """Box mAP of exported files by pycocotools alone."""
+    truth = COCO(str(folder / "truth.json"))
+    scorer = COCOeval(truth, truth.loadRes(str(folder / "predictions.json")), "bbox")
+    scorer.evaluate()
+    scorer.accumulate()
+    scorer.summarize()
+    return float(scorer.stats[0])
+
+
+def test_evaluate_gives_the_figures_of_the_run(make_config, drawn: Path, tmp_path: Path):
     config = make_config(training={"max_epochs": 1})
     trained = train(config)
     place = ["--images", drawn / "valid", "--annotations", drawn / "valid" / ANNOTATIONS]
     adapter = ["--adapter", config.output.dir / "checkpoints" / "best"]
-    found = run("evaluate", *place, *adapter, "--json")
+    found = run("evaluate", *place, *adapter, "--json", "--export", tmp_path / "exported")
     assert found.exit_code == 0, found.output
     measured = json.loads(found.stdout)
     assert measured["base"] == trained.base
     assert measured["tuned"] == trained.best["evaluation"]
+    for model in ("base", "tuned"):
+        assert plain_map(tmp_path / "exported" / model) == pytest.approx(measured[model]["metrics"]["bbox_mAP"])
     table = run("evaluate", *place, "--base", "sam3-tiny", "--max-images", 1)
     assert table.exit_code == 0, table.output
     assert "segm_mAP50" in table.output
