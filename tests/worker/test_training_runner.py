@@ -134,7 +134,8 @@ def test_trainer_gets_a_run_configuration_with_the_splits_of_the_dataset(rig: Ri
     config = json.load(open(sys.argv[sys.argv.index("--config") + 1]))
     d = config["dataset"]
     assert os.path.isfile(d["train_ann_file"]) and os.path.isdir(d["train_img_folder"])
-    assert "/valid" in d["val_ann_file"] and config["model"] == {"base": "sam3-tiny", "checkpoint": None, "adapter": None}
+    assert "/valid" in d["val_ann_file"]
+    assert config["model"] == {"base": "sam3-tiny", "checkpoint": None, "adapter": None}
     assert sys.argv[sys.argv.index("--lease-timeout") + 1] == "1.5"
     say("error", "as expected", "error", code="diverged", hint="try less", retryable=False); sys.exit(10)
     """
