@@ -205,7 +205,7 @@ class TrainingConfig(Section):
     max_seconds: Float | None = Field(None, gt=0)
     """Seconds of training after which it ends early and well: evaluated, saved, succeeded. None: no limit."""
     batch_size: int = Field(2, ge=1, le=256)
-    """Images per micro-batch (the model's batch is their number of queries)."""
+    """Images per micro-batch and process (the model's batch is their number of queries)."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=1024)
     """Micro-batches per optimiser step; the loss is their mean."""
     learning_rate: Float = Field(1e-4, gt=0, le=1)
@@ -234,6 +234,8 @@ class TrainingConfig(Section):
     """Processes that load and transform images."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of everything random."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits in every run on the same machine: slower on CUDA; CPU runs always are."""
     max_nonfinite_steps: int = Field(10, ge=1, le=10_000)
     """Steps with a non-finite loss or gradient are skipped; so many in a row end the run."""
     keep_checkpoints: int = Field(2, ge=1, le=1000)

@@ -5,14 +5,15 @@ Shapes: C channels, H and W pixels of the network input, N objects of the image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from sam3.model.data_misc import BatchedDatapoint
+    from sam3.model.data_misc import BatchedDatapoint, BatchedFindTarget
     from sam3.train.data.sam3_image_dataset import Datapoint
 
 
@@ -79,12 +80,77 @@ def collate(samples: list[Sample], *, masks: bool) -> BatchedDatapoint:
     """One batch; its model batch size is the total number of queries, not of images."""
     from sam3.train.data.collator import collate_fn_api
 
-    batch = collate_fn_api([to_datapoint(s) for s in samples], dict_key="batch", with_seg_masks=masks)["batch"]
+    batch: BatchedDatapoint = collate_fn_api(
+        [to_datapoint(s) for s in samples], dict_key="batch", with_seg_masks=masks
+    )["batch"]
     for target in batch.find_targets:
-        if target.segments is not None and target.segments.dim() != 3:
+        if target.segments is None:
+            continue
+        if target.segments.dim() != 3:
             # Without a single object the collator leaves no mask shape, and the sampled mask loss asserts one.
             target.segments = target.segments.new_zeros((0, *batch.img_batch.shape[-2:]))
+        elif not target.is_valid_segment.all():
+            target.semantic_segments = _complete_unions(target)
     return batch
+
+
+def _complete_unions(target: BatchedFindTarget) -> Tensor:
+    """For each query the union of its objects' masks (Q, H, W); empty, which the semantic loss leaves out, where an
+    object has only a box: the union of the others would teach that its pixels are background.
+    """
+    counts = target.num_boxes.tolist()
+    unions: Tensor = target.segments.new_zeros((len(counts), *target.segments.shape[-2:]))
+    queries = zip(target.segments.split(counts), target.is_valid_segment.split(counts), strict=True)
+    for union, (masks, valid) in zip(unions, queries, strict=True):
+        if len(masks) and valid.all():
+            torch.any(masks, 0, out=union)
+    return unions
+
+
+def split(batch: BatchedDatapoint, most_queries: int) -> Iterator[BatchedDatapoint]:
+    """Parts of a batch with at most so many queries each, in order, and only the images that they ask about."""
+    stage, target = batch.find_inputs[0], batch.find_targets[0]
+    total = len(stage.img_ids)
+    if total <= most_queries:
+        yield batch
+        return
+    ends = target.num_boxes.cumsum(0).tolist()
+    for first in range(0, total, most_queries):
+        queries = slice(first, min(first + most_queries, total))
+        objects = slice(ends[first - 1] if first else 0, ends[queries.stop - 1])
+        images, img_ids = stage.img_ids[queries].unique(return_inverse=True)
+        yield replace(
+            batch,
+            img_batch=batch.img_batch[images],
+            find_inputs=[
+                replace(
+                    stage,
+                    img_ids=img_ids,
+                    text_ids=stage.text_ids[queries],
+                    input_boxes=stage.input_boxes[:, queries],
+                    input_boxes_mask=stage.input_boxes_mask[queries],
+                    input_boxes_label=stage.input_boxes_label[:, queries],
+                    input_points=stage.input_points[queries],
+                    input_points_mask=stage.input_points_mask[queries],
+                    object_ids=stage.object_ids[queries],
+                )
+            ],
+            find_targets=[
+                replace(
+                    target,
+                    num_boxes=target.num_boxes[queries],
+                    boxes=target.boxes[objects],
+                    boxes_padded=target.boxes_padded[queries],
+                    segments=None if target.segments is None else target.segments[objects],
+                    semantic_segments=target.semantic_segments[queries],  # often empty: nothing to slice
+                    is_valid_segment=None if target.is_valid_segment is None else target.is_valid_segment[objects],
+                    is_exhaustive=target.is_exhaustive[queries],
+                    object_ids=target.object_ids[objects],
+                    object_ids_padded=target.object_ids_padded[queries],
+                )
+            ],
+            find_metadatas=[],  # for upstream's evaluators, which see no parts
+        )
 
 
 def to_device(batch: BatchedDatapoint, device: torch.device) -> BatchedDatapoint:

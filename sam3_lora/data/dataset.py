@@ -118,11 +118,16 @@ class TrainingSet(Dataset[Sample]):
         return tuple(kept)
 
 
-def epoch_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[list[tuple[int, int]]]:
-    """Index batches of one epoch in random order; the last may be smaller, none is dropped."""
+def epoch_batches(
+    count: int, batch_size: int, *, seed: int, epoch: int, start: int = 0
+) -> Iterator[list[tuple[int, int]]]:
+    """Index batches of one epoch in random order, from its `start`-th image on.
+
+    The last may be smaller, none is dropped.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(count)
-    for start in range(0, count, batch_size):
-        yield [(epoch, int(position)) for position in order[start : start + batch_size]]
+    for first in range(start, count, batch_size):
+        yield [(epoch, int(position)) for position in order[first : first + batch_size]]
 
 
 def split_off_validation(dataset: CocoDataset, fraction: float, seed: int) -> tuple[CocoDataset, CocoDataset]:

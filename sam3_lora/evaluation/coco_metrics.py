@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sam3_lora.data.images import read_rgb
 from sam3_lora.data.transforms import compressed
+from sam3_lora.distributed import World
 from sam3_lora.evaluation.cgf1 import presence_scores
 
 if TYPE_CHECKING:
@@ -61,25 +62,34 @@ def evaluate(
     max_images: int | None = None,
     export: Path | None = None,
     on_image: Callable[[int, int], object] = lambda done, total: None,
+    world: World | None = None,
 ) -> Evaluation:
     """Predict every concept on every image and score the detections.
 
     Args:
+        world: processes that predict a share of the images each; all of them get the same scores.
         export: folder to write `truth.json` and `predictions.json` into, from which plain pycocotools computes the
             same figures.
         on_image: called after each image with (done, total); may raise to stop.
     """
+    world = world or World()
     images = list(dataset.images.values())[:max_images]
-    results: list[dict[str, Any]] = []
-    for done, image in enumerate(images, start=1):
-        pixels = read_rgb(
-            folder / image.file_name,
-            transparent_color=options.transparent_color,
-            size=(image.width, image.height),
-        )
-        for concept, found in zip(concepts, predictor.predict(pixels, [c.texts[0] for c in concepts]), strict=True):
-            results.extend(to_results(found, done, concept.number))
-        on_image(done, len(images))
+    texts = [concept.texts[0] for concept in concepts]
+    own: list[tuple[int, list[dict[str, Any]]]] = []
+    for first in range(0, len(images), world.size):  # the same number of rounds in every process
+        number = first + world.rank + 1
+        if number <= len(images):
+            image = images[number - 1]
+            pixels = read_rgb(
+                folder / image.file_name,
+                transparent_color=options.transparent_color,
+                size=(image.width, image.height),
+            )
+            found = zip(concepts, predictor.predict(pixels, texts), strict=True)
+            own.append((number, [entry for c, detected in found for entry in to_results(detected, number, c.number)]))
+        on_image(min(first + world.size, len(images)), len(images))
+    by_number = dict(pair for part in world.gather(own) for pair in part)
+    results = [entry for number in sorted(by_number) for entry in by_number[number]]
     truth = ground_truth(dataset, images, concepts)
     if export is not None:
         export.mkdir(parents=True, exist_ok=True)

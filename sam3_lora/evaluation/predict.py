@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from sam3_lora.data.transforms import place_image, whole
+from sam3_lora.errors import OutOfMemoryError
 from sam3_lora.lora.adapter import AdapterInfo, load_adapter, read_info
+from sam3_lora.model.memory import free_unused, ran_out_of_memory
 from sam3_lora.model.weights import architecture_of, load_base
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from sam3_lora.model.upstream import Sam3Image
 
 MAX_DETECTIONS = 100  # per prompt, as COCO evaluation
-PROMPTS_PER_PASS = 16  # bounds memory: the model's batch is the number of prompts
+PROMPTS_PER_PASS = 16  # at first: the model's batch is the number of prompts
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Predictor:
     ) -> None:
         self.model, self.resolution, self.amp_dtype, self.masks = model.eval(), resolution, amp_dtype, masks
         self.device = next(model.parameters()).device
+        self.prompts_per_pass = PROMPTS_PER_PASS  # becomes smaller where that many do not fit
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()  # not inference_mode: sam3 caches position tables, which training then uses
@@ -62,15 +65,36 @@ class Predictor:
         Args:
             pixels_HW3: 8-bit RGB.
             min_score: detections below are dropped; 0 keeps all, as average precision needs.
+
+        Raises:
+            OutOfMemoryError: if not even one prompt at a time fits.
         """
         with self._autocast():
             image = place_image(pixels_HW3, whole(self.resolution)).to(self.device)
             features = self.model.backbone.forward_image(image[None])
             found: list[Detections] = []
-            for start in range(0, len(texts), PROMPTS_PER_PASS):
-                outputs = self._ground(features, texts[start : start + PROMPTS_PER_PASS])
-                found.extend(self._detections(outputs, pixels_HW3.shape[:2], min_score))
+            while len(found) < len(texts):
+                chunk = texts[len(found) : len(found) + self.prompts_per_pass]
+                detected = self._try(features, chunk, pixels_HW3.shape[:2], min_score)
+                if detected is not None:
+                    found.extend(detected)
+                elif len(chunk) == 1:
+                    raise OutOfMemoryError("out of memory in a prediction", hint="lower dataset.resolution")
+                else:
+                    free_unused(self.device)
+                    self.prompts_per_pass = len(chunk) // 2
         return found
+
+    def _try(
+        self, features: dict[str, Any], texts: Sequence[str], size_HW: tuple[int, ...], min_score: float
+    ) -> list[Detections] | None:
+        """Detections of these prompts; None if memory ran out."""
+        try:
+            return self._detections(self._ground(features, texts), size_HW, min_score)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            return None
 
     def _ground(self, features: dict[str, Any], texts: Sequence[str]) -> dict[str, Tensor]:
         from sam3.model.data_misc import FindStage

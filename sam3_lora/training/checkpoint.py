@@ -32,6 +32,8 @@ RESUMABLE_CHANGES = {
     ("training", "max_epochs"),
     ("training", "max_steps"),
     ("training", "max_seconds"),
+    ("training", "batch_size"),
+    ("training", "gradient_accumulation_steps"),
     ("training", "num_workers"),
     ("training", "num_threads"),
     ("training", "keep_checkpoints"),

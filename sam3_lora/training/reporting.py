@@ -21,12 +21,12 @@ METRIC_POINTS = 2000  # per run and metric: longer runs report means of several 
 
 
 class RunReporter:
-    """Sends the events of one run and writes its logs."""
+    """Sends the events of one run and writes its logs, below `folder` (None: writes nothing)."""
 
-    def __init__(self, reporter: Reporter, folder: Path, *, tensorboard: bool) -> None:
+    def __init__(self, reporter: Reporter, folder: Path | None, *, tensorboard: bool) -> None:
         self._report = reporter
-        self._handler = _log_to(folder / "logs")
-        self._board = _summary_writer(folder / "logs") if tensorboard else None
+        self._handler = None if folder is None else _log_to(folder / "logs")
+        self._board = None if folder is None or not tensorboard else _summary_writer(folder / "logs")
         self._last_progress = -math.inf
         self._durations: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
         self._pending: list[dict[str, float]] = []
@@ -81,8 +81,9 @@ class RunReporter:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-        logging.getLogger("sam3_lora").removeHandler(self._handler)
-        self._handler.close()
+        if self._handler is not None:
+            logging.getLogger("sam3_lora").removeHandler(self._handler)
+            self._handler.close()
 
 
 def _log_to(folder: Path) -> logging.Handler:

@@ -5,7 +5,6 @@ The library reports events and asks `should_stop()`; it never talks to a databas
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import resource
@@ -13,37 +12,35 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
+from sam3_lora import distributed
 from sam3_lora.config import RunConfig
-from sam3_lora.data.datapoint import collate
-from sam3_lora.data.dataset import epoch_batches
-from sam3_lora.errors import DatasetError, DivergedError, NothingTrainedError, Sam3LoraError
+from sam3_lora.errors import ConfigError, DivergedError, NothingTrainedError, Sam3LoraError
 from sam3_lora.evaluation.coco_metrics import Evaluation, evaluate
 from sam3_lora.evaluation.predict import Predictor
-from sam3_lora.events import EventType, Level, Phase, Reporter, finite
+from sam3_lora.events import EventType, Level, Phase, Reporter
 from sam3_lora.lora.adapter import load_weights
 from sam3_lora.lora.inject import adapter_parameters
 from sam3_lora.lora.layers import adapters_off
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.training import checkpoint
+from sam3_lora.training.batches import Batches
 from sam3_lora.training.optim import build_optimizer, learning_rate, set_learning_rate
+from sam3_lora.training.progress import Progress, Report
 from sam3_lora.training.reporting import RunReporter
-from sam3_lora.training.seed import random_state, restore_random_state, seed_everything
+from sam3_lora.training.seed import deterministic_algorithms, seed_everything
 from sam3_lora.training.setup import Adapted, Data, choose_resolution, prepare_data, prepare_model
 from sam3_lora.training.step import Stepper
 
 log = logging.getLogger(__name__)
-MAX_TEMPORARY_PATH = 60  # bytes; what multiprocessing appends takes up to 45
 
 
 class Stop(StrEnum):
@@ -51,6 +48,9 @@ class Stop(StrEnum):
 
     FINISH = "finish"  # end early and well: evaluate, save, succeed
     INTERRUPT = "interrupt"  # save what `--resume` needs and leave at once
+
+
+STOPS = (None, Stop.FINISH, Stop.INTERRUPT)  # the later outranks the earlier
 
 
 class InterruptedRunError(Sam3LoraError):
@@ -64,45 +64,6 @@ class InterruptedRunError(Sam3LoraError):
         self.checkpoint = checkpoint
 
 
-@dataclass
-class Progress:
-    """Where a run stands: what a checkpoint keeps besides tensors."""
-
-    epoch: int = 0  # 0-based epoch being trained
-    batches_done: int = 0  # micro-batches of it that are done
-    step: int = 0  # optimiser steps so far, skipped ones included
-    applied_steps: int = 0
-    skipped_in_a_row: int = 0
-    skipped_steps: int = 0
-    best: dict[str, Any] | None = None  # value, epoch, step, evaluation
-    base: dict[str, Any] | None = None  # evaluation of the untuned model
-    validations_without_gain: int = 0
-    train_seconds: float = 0.0
-    ended: bool = False  # the last epoch is trained, evaluated and saved
-
-
-@dataclass(frozen=True)
-class Report:
-    """The outcome of a run; `to_dict()` is `report.json` and the `result` event."""
-
-    steps: int
-    epochs: int
-    stopped_early: bool
-    metric: str
-    best: dict[str, Any] | None
-    base: dict[str, Any] | None
-    trainable_parameters: int
-    trainable_percent: float
-    skipped_steps: int
-    train_seconds: float
-    peak_memory_bytes: int
-    checkpoint: str  # of the best adapter, relative to the run directory
-    notices: tuple[str, ...] = field(default=())
-
-    def to_dict(self) -> dict[str, Any]:
-        return finite(asdict(self))  # type: ignore[no-any-return]
-
-
 def train(
     config: RunConfig,
     *,
@@ -110,10 +71,10 @@ def train(
     should_stop: Callable[[], Stop | None] = lambda: None,
     resume: Path | None = None,
 ) -> Report:
-    """Run a training from configuration to report.
+    """Run a training from configuration to report; under `torchrun`, together with its other processes.
 
     Args:
-        reporter: receives every event, in order, in this thread.
+        reporter: receives every event, in order, in this thread (of the leading process only).
         should_stop: asked between steps and between evaluated images.
         resume: a checkpoint folder or a run directory to go on from.
 
@@ -121,26 +82,37 @@ def train(
         InterruptedRunError: after saving, where `should_stop` asked for it.
         Sam3LoraError: any other named failure; the last good checkpoint is intact.
     """
-    config.output.dir.mkdir(parents=True, exist_ok=True)
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
-    reports = RunReporter(reporter, config.output.dir, tensorboard=config.output.tensorboard)
-    try:
-        return _Run(config, reports, should_stop).run(resume)
-    finally:
-        reports.close()
+    with distributed.join() as world, deterministic_algorithms(config.training.deterministic):
+        if world.leads:
+            _make_folder(config.output.dir)
+            reports = RunReporter(reporter, config.output.dir, tensorboard=config.output.tensorboard)
+        else:
+            reports = RunReporter(lambda event: None, None, tensorboard=False)
+        try:
+            return _Run(config, reports, should_stop, world).run(resume)
+        finally:
+            reports.close()
 
 
 class _Run:
     """State and steps of one run, in the order they happen."""
 
-    def __init__(self, config: RunConfig, reports: RunReporter, should_stop: Callable[[], Stop | None]) -> None:
-        self.config, self.reports, self.should_stop = config, reports, should_stop
+    def __init__(
+        self,
+        config: RunConfig,
+        reports: RunReporter,
+        should_stop: Callable[[], Stop | None],
+        world: distributed.World,
+    ) -> None:
+        self.config, self.reports, self.should_stop, self.world = config, reports, should_stop, world
         self.folder = config.output.dir
         self.checkpoints = self.folder / "checkpoints"
         self.progress = Progress()
         self.finishing = False
         self.data: Data
+        self.batches: Batches
         self.adapted: Adapted
         self.stepper: Stepper
 
@@ -149,18 +121,22 @@ class _Run:
     def run(self, resume: Path | None) -> Report:
         self.reports.phase(Phase.STARTING)
         seed_everything(self.config.training.seed)
-        self.checkpoints.mkdir(exist_ok=True)
-        checkpoint.recover(self.checkpoints)
+        if self.world.leads:
+            self.checkpoints.mkdir(exist_ok=True)
+            checkpoint.recover(self.checkpoints)
         resolution = choose_resolution(self.config.model, self.config.dataset.resolution)
         self.data = prepare_data(self.config, resolution)
         self.reports.phase(Phase.LOADING_MODEL)
-        self.adapted = prepare_model(self.config, resolution, self.data.concepts)
+        self.adapted = prepare_model(self.config, resolution, self.data.concepts, self.world.local_rank)
         self._build_stepper()
-        self._write_resolved(resolution)
+        if resume is not None:
+            self._restore(self._find_resumable(resume))
+        self._count_steps()
+        self._tell_resolved(resolution)
         for notice in self.data.notices:
             self.reports.message(notice, Level.WARNING)
         if resume is not None:
-            self._restore(checkpoint.find_resumable(resume))
+            self.reports.message(f"resumed after step {self.progress.step} of {self.total_steps}")
         elif self.config.evaluation.baseline and self.data.validation is not None:
             with adapters_off(self.adapted.model):
                 self.progress.base = self._evaluate("base").to_dict()
@@ -177,26 +153,39 @@ class _Run:
             list(adapters.values()),
             amp_dtype=self.adapted.amp_dtype,
             max_grad_norm=training.max_grad_norm,
+            world=self.world,
         )
-        self.batches_per_epoch = -(-len(self.data.train) // training.batch_size)
-        self.steps_per_epoch = -(-self.batches_per_epoch // training.gradient_accumulation_steps)
-        self.total_steps = self.steps_per_epoch * training.max_epochs
+
+    def _count_steps(self) -> None:
+        """Steps of the run in all, from where it stands: another number of processes takes another number of steps."""
+        training, progress = self.config.training, self.progress
+        self.batches = Batches(self.data.train, training, self.world, masks=training.enable_segmentation)
+        self.total_steps = progress.step + self.batches.steps_left(progress.epoch, progress.images_done)
         if training.max_steps is not None:
             self.total_steps = min(self.total_steps, training.max_steps)
+        progress.ended &= progress.step >= self.total_steps  # more epochs may be asked for now
 
-    def _write_resolved(self, resolution: int) -> None:
+    def _tell_resolved(self, resolution: int) -> None:
         values = self.config.model_dump(mode="json")
         values["dataset"]["resolution"] = resolution
         values["training"]["device"] = self.adapted.device.type
-        (self.folder / "config.resolved.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if self.world.leads:
+            (self.folder / "config.resolved.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         injection = self.adapted.injection
         self.reports.event(
             EventType.RESOLVED,
             {"config": values, "base_fingerprint": self.adapted.info.base_fingerprint, **injection.to_dict()},
             f"{len(injection.modules)} modules adapted, {injection.trainable_parameters:,} trainable parameters "
             f"({injection.trainable_percent:.2f} %), {len(self.data.train)} training images, "
-            f"{self.total_steps} steps on {self.adapted.device}",
+            f"{self.total_steps} steps on {self.adapted.device}"
+            + (f", {self.world.size} processes" if self.world.size > 1 else ""),
         )
+
+    def _find_resumable(self, path: Path) -> Path:
+        if self.world.leads:
+            checkpoint.recover(path / "checkpoints")
+        self.world.wait()
+        return checkpoint.find_resumable(path)
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read_state(folder, self.config, self.adapted.info.base_fingerprint)
@@ -204,15 +193,14 @@ class _Run:
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.progress.ended &= self.progress.step >= self.total_steps  # more epochs may be asked for now
-        restore_random_state(state["random"])
-        self.reports.message(f"resumed after step {self.progress.step} of {self.total_steps}")
 
     # --- training ---------------------------------------------------------------------------------------
 
     def _train_epochs(self) -> None:
         self.reports.phase(Phase.TRAINING)
-        with closing(self._batches()) as batches:  # ends the loader processes however the run ends
+        where = self.progress.epoch, self.progress.images_done
+        pin_memory = self.adapted.device.type == "cuda"
+        with closing(self.batches.load(*where, pin_memory=pin_memory)) as batches:  # ends the loaders in any case
             while not self.progress.ended:
                 self._train_epoch(batches)
                 self._end_epoch()
@@ -224,17 +212,19 @@ class _Run:
 
     def _train_epoch(self, batches: Iterator[Any]) -> None:
         self.adapted.model.train()
-        training, progress = self.config.training, self.progress
-        while progress.batches_done < self.batches_per_epoch and progress.step < self.total_steps:
+        training, progress, images = self.config.training, self.progress, len(self.data.train)
+        while progress.images_done < images and progress.step < self.total_steps:
             if self._asked_to_finish():
                 return
-            count = min(training.gradient_accumulation_steps, self.batches_per_epoch - progress.batches_done)
+            count = min(training.gradient_accumulation_steps, self.batches.left(progress.images_done))
             began = time.monotonic()
             group = [next(batches) for _ in range(count)]
             rate = learning_rate(progress.step, self.total_steps, training)
             set_learning_rate(self.stepper.optimizer, rate)
+            seed_everything(training.seed, progress.step, self.world.rank)
             result = self.stepper(group)
-            progress.batches_done += count
+            done = min(images, progress.images_done + count * self.batches.size)
+            step_images, progress.images_done = done - progress.images_done, done
             progress.step += 1
             self._count(result.applied, result.values["loss"])
             seconds = time.monotonic() - began
@@ -245,7 +235,7 @@ class _Run:
                 epochs=training.max_epochs,
                 step=progress.step,
                 steps=self.total_steps,
-                images=sum(len(batch.img_batch) for batch in group),
+                images=step_images,
                 seconds=seconds,
             )
 
@@ -264,38 +254,6 @@ class _Run:
                 hint="lower training.learning_rate, or set max_grad_norm; the last good checkpoint is kept",
             )
 
-    def _batches(self) -> Generator[Any, None, None]:
-        """Collated batches of the whole run from where it stands; loaders work on across epochs."""
-        training, progress = self.config.training, self.progress
-
-        def indices() -> Iterator[list[tuple[int, int]]]:
-            for epoch in range(progress.epoch, training.max_epochs):
-                batches = epoch_batches(len(self.data.train), training.batch_size, seed=training.seed, epoch=epoch)
-                for number, batch in enumerate(batches):
-                    if epoch > start_epoch or number >= start_batch:
-                        yield batch
-
-        start_epoch, start_batch = progress.epoch, progress.batches_done
-        if training.num_workers > 0:
-            _use_short_temporary_folder()
-        loader = DataLoader(
-            self.data.train,
-            batch_sampler=list(indices()),
-            num_workers=training.num_workers,
-            collate_fn=partial(collate, masks=training.enable_segmentation),
-            pin_memory=self.adapted.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_parent,
-            generator=torch.Generator().manual_seed(training.seed),  # leaves the global generator alone
-        )
-        iterator = iter(loader)
-        while True:
-            try:
-                yield next(iterator)
-            except DatasetError as error:  # from a loader process: its text ends with the original message
-                raise DatasetError(
-                    str(error).strip().splitlines()[-1].partition("DatasetError: ")[2] or str(error)
-                ) from error
-
     # --- end of an epoch --------------------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
@@ -313,8 +271,8 @@ class _Run:
         if patience is not None and progress.validations_without_gain >= patience and not last:
             self.reports.message(f"stopped early: {patience} validations without a better metric")
             last = True
-        if progress.batches_done >= self.batches_per_epoch:
-            progress.epoch, progress.batches_done = number, 0
+        if progress.images_done >= len(self.data.train):
+            progress.epoch, progress.images_done = number, 0
         progress.ended = last
         self._save(f"epoch_{number}", "epoch", value)
         self._prune(self.config.training.keep_checkpoints)
@@ -338,6 +296,7 @@ class _Run:
             self.config.dataset,
             max_images=self.config.evaluation.max_images,
             on_image=lambda done, total: self._raise_if_interrupted(),
+            world=self.world,
         )
         epoch = self.progress.epoch + (name == "val")
         self.reports.metrics(
@@ -370,14 +329,15 @@ class _Run:
         progress = self.progress
         summary = {
             "kind": kind,
-            "epoch": progress.epoch + (progress.batches_done > 0),  # 1-based
+            "epoch": progress.epoch + (progress.images_done > 0),  # 1-based
             "step": progress.step,
             "metric": self.config.evaluation.metric,
             "value": value,
         }
         folder = self.checkpoints / name
-        state = None if kind == "best" else self._state()
-        checkpoint.write_checkpoint(folder, self.adapted.model, self.adapted.info, summary, state)
+        if self.world.leads:
+            state = None if kind == "best" else self._state()
+            checkpoint.write_checkpoint(folder, self.adapted.model, self.adapted.info, summary, state)
         self.reports.event(
             EventType.CHECKPOINT, {"folder": f"checkpoints/{name}", **summary}, f"saved checkpoints/{name}"
         )
@@ -390,10 +350,11 @@ class _Run:
             "progress": asdict(self.progress),
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
-            "random": random_state(),
         }
 
     def _prune(self, keep: int) -> None:
+        if not self.world.leads:
+            return
         resumable = [f.parent for f in self.checkpoints.glob(f"*/{checkpoint.STATE_FILE}")]
         by_age = sorted(resumable, key=lambda folder: int(checkpoint.read_summary(folder)["step"]))
         for folder in by_age[:-keep]:
@@ -408,13 +369,14 @@ class _Run:
             if stop is Stop.FINISH:
                 self.reports.message("asked to finish: evaluating and saving what is trained")
                 self.finishing = True
-            elif limit is not None and self.progress.train_seconds >= limit:
+            elif limit is not None and self.world.highest(self.progress.train_seconds >= limit):
                 self.reports.message(f"training.max_seconds ({limit:g}) is reached: evaluating and saving")
                 self.finishing = True
         return self.finishing
 
     def _raise_if_interrupted(self) -> Stop | None:
-        stop = self.should_stop()
+        """What was asked of any process; all of them come here equally often, so that all leave together."""
+        stop = STOPS[self.world.highest(STOPS.index(self.should_stop()))]
         if stop is Stop.INTERRUPT:
             saved = self._save(f"step_{self.progress.step}", "interrupt", None) if self.progress.step else None
             raise InterruptedRunError(saved)
@@ -425,7 +387,7 @@ class _Run:
         progress, injection = self.progress, self.adapted.injection
         report = Report(
             steps=progress.step,
-            epochs=progress.epoch + (progress.batches_done > 0),
+            epochs=progress.epoch + (progress.images_done > 0),
             stopped_early=progress.step < self.total_steps,
             metric=self.config.evaluation.metric,
             best=progress.best,
@@ -435,12 +397,25 @@ class _Run:
             skipped_steps=progress.skipped_steps,
             train_seconds=round(progress.train_seconds, 3),
             peak_memory_bytes=_peak_memory(self.adapted.device),
+            processes=self.world.size,
             checkpoint="checkpoints/best",
             notices=self.data.notices,
         )
-        (self.folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        if self.world.leads:
+            (self.folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
         self.reports.event(EventType.RESULT, report.to_dict(), "done")
         return report
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the run directory and see that it can be written to, before minutes are spent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fault = {"pointer": "/output/dir", "code": "unwritable", "message": str(error)}
+        raise ConfigError(f"output.dir: cannot write into {folder}: {error}", errors=[fault]) from error
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -449,21 +424,3 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _use_short_temporary_folder() -> None:
-    """Loader processes pass tensors over unix sockets in the temporary folder, whose path the kernel cuts off at 107
-    bytes: with a longer one (a job's workspace, say) their batches would never arrive and the run would hang.
-    """
-    if len(tempfile.gettempdir()) > MAX_TEMPORARY_PATH:
-        tempfile.tempdir = tempfile.mkdtemp(prefix="sam3-", dir="/tmp")
-        atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
-
-
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Loader processes ignore a terminal's Ctrl-C, which is meant for the run, and end by SIGTERM as usual."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -48,13 +48,23 @@ class Adapted:
     amp_dtype: torch.dtype | None  # None: full precision
 
 
-def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Raises ConfigError where CUDA is asked for but not there."""
+def choose_device(name: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
+    """The CPU, or this process's GPU: that of its number among the processes of the machine.
+
+    Raises:
+        ConfigError: where CUDA is asked for but not there, or there are fewer GPUs than processes.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         fault = {"pointer": "/training/device", "code": "unavailable", "message": "there is no CUDA device"}
         raise ConfigError("training.device is cuda, but there is no CUDA device here", errors=[fault])
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        message = f"{torch.cuda.device_count()} GPUs for more processes: lower torchrun's --nproc-per-node"
+        raise ConfigError(message, errors=[{"pointer": "/training/device", "code": "unavailable", "message": message}])
+    torch.cuda.set_device(local_rank)  # collectives and kernels without a device argument go there
+    return torch.device("cuda", local_rank)
 
 
 def choose_resolution(model: ModelConfig, wanted: int | None) -> int:
@@ -129,14 +139,14 @@ def _validation(options: DatasetConfig) -> tuple[CocoDataset | None, Path]:
     return validation, options.val_img_folder
 
 
-def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept]) -> Adapted:
+def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], local_rank: int = 0) -> Adapted:
     """Load the base, add adapters, move to the device.
 
     Raises:
         BaseModelError: if the base cannot be had.
         ConfigError: if device, precision, switches or targets do not fit.
     """
-    device = choose_device(config.training.device)
+    device = choose_device(config.training.device, local_rank)
     amp_dtype = AMP_DTYPES[config.training.amp_dtype] if config.training.use_amp else None
     if amp_dtype is torch.float16 and device.type != "cuda":
         fault = {"pointer": "/training/amp_dtype", "code": "unavailable", "message": "float16 needs CUDA"}

@@ -87,6 +87,8 @@ def test_epochs_visit_every_image_once_in_another_order():
     assert sorted(position for batch in first for _, position in batch) == list(range(7))
     assert [p for b in first for _, p in b] != [p for b in second for _, p in b]
     assert first == list(epoch_batches(7, 3, seed=1, epoch=0))
+    rest = [index for batch in epoch_batches(7, 2, seed=1, epoch=0, start=3) for index in batch]
+    assert rest == [index for batch in first for index in batch][3:]
 
 
 @pytest.mark.parametrize(("images", "fraction", "held_out"), [(10, 0.2, 2), (2, 0.01, 1), (3, 0.99, 2)])

@@ -4,6 +4,7 @@ import torch
 
 from sam3_lora.data.datapoint import Query, Sample, collate
 from sam3_lora.data.transforms import place_image, whole
+from sam3_lora.errors import OutOfMemoryError
 from sam3_lora.evaluation.overlay import draw_instances, side_by_side
 from sam3_lora.evaluation.predict import Predictor, upsample
 from tests.models import micro_model
@@ -34,6 +35,27 @@ def test_many_prompts_are_asked_in_passes_with_the_same_answers():
     together = predictor.predict(PIXELS, texts)
     alone = Predictor(predictor.model, resolution=140).predict(PIXELS, texts[17:18])[0]
     torch.testing.assert_close(together[17].scores_K, alone.scores_K, atol=1e-6, rtol=1e-4)
+
+
+def test_out_of_memory_asks_fewer_prompts_at_a_time_with_the_same_answers():
+    predictor = Predictor(micro_model(), resolution=140)
+    expected = predictor.predict(PIXELS, TEXTS)
+    ground = predictor._ground
+
+    def limited(features: object, texts: list[str]) -> object:
+        if len(texts) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ground(features, texts)
+
+    predictor._ground = limited
+    fits = 1
+    found = predictor.predict(PIXELS, TEXTS)
+    assert predictor.prompts_per_pass == 1
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one.scores_K, other.scores_K, atol=1e-6, rtol=1e-4)
+    fits = 0
+    with pytest.raises(OutOfMemoryError):
+        predictor.predict(PIXELS, TEXTS)
 
 
 def test_absent_presence_silences_every_detection():

@@ -16,6 +16,7 @@ from sam3_lora.config import RunConfig, parse
 from sam3_lora.model import weights
 from sam3_lora.model.build import build_model
 from sam3_lora.synthetic.coco_export import write_dataset
+from sam3_lora.training.step import Stepper
 from tests.models import MICRO
 
 
@@ -36,6 +37,26 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "data"
     write_dataset(folder, concepts=["heart", "cross"], train=6, valid=2, seed=1)
     return folder
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the gradients of every step from the n-th on be not finite."""
+
+    def spoil(first: int) -> None:
+        original = Stepper._accumulate
+        calls: list[None] = []
+
+        def poisoned(self: Stepper, *arguments: Any) -> Any:
+            values = original(self, *arguments)
+            calls.append(None)
+            if len(calls) >= first:
+                self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
+            return values
+
+        monkeypatch.setattr(Stepper, "_accumulate", poisoned)
+
+    return spoil
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from sam3_lora.config import COMPONENTS, RunConfig, Section
 from sam3_lora.errors import Sam3LoraError
 from sam3_lora.events import Event, EventType
 from sam3_lora.synthetic.coco_export import ANNOTATIONS
-from sam3_lora.training import step as step_module
 from sam3_lora.training.run import train
 
 SHORT = {"training": {"max_steps": 2}, "evaluation": {"baseline": False, "every_epochs": 9}}
@@ -43,6 +42,7 @@ class Outcome:
     recomputed: int = 0  # calls that activation checkpointing made
     loaders: int = 0
     threads: int = 0
+    deterministic: bool = False
     error: str = ""
 
 
@@ -133,6 +133,7 @@ CASES: dict[str, Case] = {
         {"training": {"activation_checkpointing": "on"}}, lambda o: o.recomputed > 0
     ),
     "training.num_workers": Case({"training": {"num_workers": 1}}, lambda o: o.loaders),
+    "training.deterministic": Case({"training": {"deterministic": True}}, lambda o: o.deterministic),
     "training.seed": weights(training={"seed": 7}),
     "training.max_nonfinite_steps": Case(
         {"training": {"max_nonfinite_steps": 1}}, lambda o: o.error, broken_gradients=True
@@ -195,7 +196,11 @@ def _edit(file: Path, table: str, **values: object) -> None:
 
 @pytest.fixture
 def run(
-    make_config: Callable[..., RunConfig], variants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., RunConfig],
+    variants: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    poison: Callable[[int], None],
 ) -> Callable[..., Outcome]:
     monkeypatch.chdir(variants)
 
@@ -206,16 +211,12 @@ def run(
             outcome.recomputed += 1
             return original_checkpoint(*args, **kwargs)
 
-        def poisoned(self: step_module.Stepper, batch: object, weight: float) -> dict[str, float]:
-            values = original_backward(self, batch, weight)
-            self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
-            return values
-
         def reporter(event: Event) -> None:
             if event.type is EventType.METRICS and "train/lr" in event.data["values"]:
                 outcome.rates.append(event.data["values"]["train/lr"])
                 outcome.loaders = max(outcome.loaders, len(multiprocessing.active_children()))
                 outcome.threads = torch.get_num_threads()
+                outcome.deterministic = torch.are_deterministic_algorithms_enabled()
             elif event.type is EventType.EVALUATION:
                 outcome.evaluations.append(event.data)
 
@@ -223,10 +224,9 @@ def run(
         threads = torch.get_num_threads()
         with monkeypatch.context() as patch:
             original_checkpoint = torch.utils.checkpoint.checkpoint
-            original_backward = step_module.Stepper._backward
             patch.setattr(torch.utils.checkpoint, "checkpoint", counted)
             if broken_gradients:
-                patch.setattr(step_module.Stepper, "_backward", poisoned)
+                poison(1)
             try:
                 outcome.report = train(config, reporter=reporter).to_dict()
             except Sam3LoraError as error:

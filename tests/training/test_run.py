@@ -1,5 +1,6 @@
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from safetensors.torch import load_file
 
 from sam3_lora.errors import AdapterError, CheckpointError, ConfigError, DatasetError, DivergedError, OutOfMemoryError
 from sam3_lora.events import Event, EventType
-from sam3_lora.training import step as step_module
 from sam3_lora.training.run import InterruptedRunError, Stop, train
+from sam3_lora.training.step import Stepper
 
 
 class Recorder(list[Event]):
@@ -103,6 +104,15 @@ def test_resumed_run_equals_an_uninterrupted_one(make_config, interrupted_after:
         assert report.to_dict()[key] == whole_report[key], key
 
 
+def test_resuming_with_another_batch_size_goes_on_in_the_same_epoch(make_config):
+    events = Recorder()
+    config = make_config()
+    with pytest.raises(InterruptedRunError):
+        train(config, reporter=events, should_stop=stop_after(1, events))  # 2 of 6 images
+    report = train(make_config(training={"batch_size": 3}), resume=config.output.dir)
+    assert report.steps == 1 + 2 + 2  # the other 4 images, then 6
+
+
 def test_more_epochs_may_follow_a_finished_run(make_config):
     config = make_config(training={"max_epochs": 1})
     train(config)
@@ -162,7 +172,12 @@ def test_accumulation_divides_by_the_number_of_micro_batches(make_config):
         train(
             make_config(
                 name,
-                training={"gradient_accumulation_steps": accumulation, "max_epochs": epochs, "learning_rate": 1e-12},
+                training={
+                    "gradient_accumulation_steps": accumulation,
+                    "max_epochs": epochs,
+                    "learning_rate": 1e-12,
+                    "mask_points": None,  # sampled points would be others in another step
+                },
                 lora={"dropout": 0.0},
                 evaluation={"baseline": False, "every_epochs": 9},
             ),
@@ -175,18 +190,8 @@ def test_accumulation_divides_by_the_number_of_micro_batches(make_config):
     assert norms["three"][0][1] <= max(norm for _, norm in norms["one"]) * 1.001  # a mean is no longer than its parts
 
 
-def test_non_finite_steps_are_skipped_counted_and_end_the_run(make_config, monkeypatch: pytest.MonkeyPatch):
-    original = step_module.Stepper._backward
-    calls = []
-
-    def poisoned(self: step_module.Stepper, batch: object, weight: float) -> dict[str, float]:
-        values = original(self, batch, weight)
-        calls.append(1)
-        if len(calls) >= 3:
-            self.parameters[0].grad.fill_(float("nan"))
-        return values
-
-    monkeypatch.setattr(step_module.Stepper, "_backward", poisoned)
+def test_non_finite_steps_are_skipped_counted_and_end_the_run(make_config, poison: Callable[[int], None]):
+    poison(3)
     config = make_config(training={"max_nonfinite_steps": 2}, evaluation={"baseline": False})
     with pytest.raises(DivergedError, match="2 steps in a row"):
         train(config)
@@ -198,11 +203,11 @@ def test_out_of_memory_names_what_to_lower(make_config, monkeypatch: pytest.Monk
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(step_module.Stepper, "_backward", exhausted)
+    monkeypatch.setattr(Stepper, "_backward", exhausted)
     with pytest.raises(OutOfMemoryError) as caught:
         train(make_config(evaluation={"baseline": False}))
     assert caught.value.code == "gpu_oom"
-    assert "training.batch_size" in caught.value.hint
+    assert "dataset.resolution" in caught.value.hint
 
 
 def test_early_stopping_and_retention(make_config, monkeypatch: pytest.MonkeyPatch):
