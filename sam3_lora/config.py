@@ -156,6 +156,8 @@ class DatasetOptions(Section):
     """Absent categories asked per training image, drawn by (seed, epoch, image)."""
     max_queries_per_image: int = Field(32, ge=1, le=400)
     """Cap on queries of a training image; positives are kept before negatives."""
+    box_prompts: Float = Field(0.0, ge=0, le=1)
+    """Share of training queries with objects that also show one of them as a box, half of these without the text."""
     val_fraction: Float = Field(0.2, ge=0, lt=1)
     """Share of the training images split off for validation (seeded) when there is no validation set; 0: none."""
     min_scale: Float = Field(480 / 1008, gt=0.1, le=1)

@@ -25,6 +25,7 @@ class Query:
     objects: tuple[int, ...]  # positions in the image's kept objects
     category_id: int = 0
     exhaustive: bool = True
+    exemplar_box: tuple[float, ...] | None = None  # cxcywh in [0, 1]: one of the objects, shown beside the text
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def to_datapoint(sample: Sample) -> Datapoint:
             object_ids_output=list(query.objects),
             is_exhaustive=query.exhaustive,
             query_processing_order=0,
+            input_bbox=None if query.exemplar_box is None else torch.tensor([query.exemplar_box]),
+            input_bbox_label=None if query.exemplar_box is None else torch.ones(1, dtype=torch.bool),
             inference_metadata=InferenceMetadata(
                 coco_image_id=sample.image_id,
                 original_image_id=sample.image_id,

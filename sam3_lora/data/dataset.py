@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from sam3_lora.coco.schema import CocoDataset
 from sam3_lora.data.concepts import Concept, training_queries
 from sam3_lora.data.datapoint import Sample
+from sam3_lora.data.exemplars import show_exemplars
 from sam3_lora.data.images import read_rgb
 from sam3_lora.data.transforms import draw_placement, jitter, place_boxes, place_image, place_masks, whole
 from sam3_lora.errors import DatasetError
@@ -81,17 +82,20 @@ class TrainingSet(Dataset[Sample]):
         if not visible.all():  # an object of less than a pixel would be taught as absent
             placement = whole(self.resolution)
             boxes = place_boxes(annotations, size_HW, placement)
+        queries = training_queries(
+            self.concepts,
+            kept=[a.category_id for a in annotations],
+            annotated=annotated,
+            options=self.options,
+            rng=rng,
+        )
+        if self.options.box_prompts > 0:
+            queries = show_exemplars(queries, boxes, self.options.box_prompts, rng)
         return Sample(
             image_CHW=place_image(pixels, placement),
             boxes_N4=boxes,
             masks_NHW=place_masks(annotations, size_HW, placement) if self.masks else None,
-            queries=training_queries(
-                self.concepts,
-                kept=[a.category_id for a in annotations],
-                annotated=annotated,
-                options=self.options,
-                rng=rng,
-            ),
+            queries=queries,
             image_id=position,
             original_size=size_HW,
         )

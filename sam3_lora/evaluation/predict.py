@@ -58,24 +58,31 @@ class Predictor:
 
     @torch.no_grad()  # not inference_mode: sam3 caches position tables, which training then uses
     def predict(
-        self, pixels_HW3: NDArray[np.uint8], texts: Sequence[str], *, min_score: float = 0.0
+        self,
+        pixels_HW3: NDArray[np.uint8],
+        texts: Sequence[str],
+        *,
+        boxes_xywh: Sequence[Sequence[float]] = (),
+        min_score: float = 0.0,
     ) -> list[Detections]:
         """One `Detections` for each text.
 
         Args:
             pixels_HW3: 8-bit RGB.
+            boxes_xywh: objects to show beside each text, in pixels; with the text `exemplars.BOX_ALONE`, alone.
             min_score: detections below are dropped; 0 keeps all, as average precision needs.
 
         Raises:
             OutOfMemoryError: if not even one prompt at a time fits.
         """
+        boxes = self._normalised(boxes_xywh, pixels_HW3.shape[:2])
         with self._autocast():
             image = place_image(pixels_HW3, whole(self.resolution)).to(self.device)
             features = self.model.backbone.forward_image(image[None])
             found: list[Detections] = []
             while len(found) < len(texts):
                 chunk = texts[len(found) : len(found) + self.prompts_per_pass]
-                detected = self._try(features, chunk, pixels_HW3.shape[:2], min_score)
+                detected = self._try(features, chunk, boxes, pixels_HW3.shape[:2], min_score)
                 if detected is not None:
                     found.extend(detected)
                 elif len(chunk) == 1:
@@ -85,19 +92,32 @@ class Predictor:
                     self.prompts_per_pass = len(chunk) // 2
         return found
 
+    def _normalised(self, boxes_xywh: Sequence[Sequence[float]], size_HW: tuple[int, ...]) -> Tensor:
+        """Boxes (N, 4) as cxcywh in [0, 1]."""
+        height, width = size_HW
+        xywh = torch.tensor(boxes_xywh, dtype=torch.float32, device=self.device).view(-1, 4)
+        scaled = xywh / torch.tensor([width, height, width, height], device=self.device)
+        return torch.cat([scaled[:, :2] + scaled[:, 2:] / 2, scaled[:, 2:]], 1)
+
     def _try(
-        self, features: dict[str, Any], texts: Sequence[str], size_HW: tuple[int, ...], min_score: float
+        self,
+        features: dict[str, Any],
+        texts: Sequence[str],
+        boxes_N4: Tensor,
+        size_HW: tuple[int, ...],
+        min_score: float,
     ) -> list[Detections] | None:
         """Detections of these prompts; None if memory ran out."""
         try:
-            return self._detections(self._ground(features, texts), size_HW, min_score)
+            return self._detections(self._ground(features, texts, boxes_N4), size_HW, min_score)
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
             return None
 
-    def _ground(self, features: dict[str, Any], texts: Sequence[str]) -> dict[str, Tensor]:
+    def _ground(self, features: dict[str, Any], texts: Sequence[str], boxes_N4: Tensor) -> dict[str, Tensor]:
         from sam3.model.data_misc import FindStage
+        from sam3.model.geometry_encoders import Prompt
 
         encoded = [self._text(text) for text in texts]
         count = len(texts)
@@ -110,6 +130,11 @@ class Predictor:
             input_points=None,
             input_points_mask=None,
         )
+        exemplars = Prompt(
+            box_embeddings=boxes_N4[:, None].expand(-1, count, -1),
+            box_mask=torch.zeros(count, len(boxes_N4), dtype=torch.bool, device=self.device),
+            box_labels=torch.ones(len(boxes_N4), count, dtype=torch.long, device=self.device),
+        )
         outputs: dict[str, Tensor] = self.model.forward_grounding(
             backbone_out={
                 **features,
@@ -118,7 +143,7 @@ class Predictor:
             },
             find_input=stage,
             find_target=None,
-            geometric_prompt=self.model._get_dummy_prompt(count),
+            geometric_prompt=exemplars,
         )
         return outputs
 

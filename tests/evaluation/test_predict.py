@@ -29,6 +29,18 @@ def test_equals_the_model_called_as_upstream_does():
         assert detections.masks_KHW.shape == (8, 90, 120)
 
 
+def test_a_box_prompt_reaches_the_model_as_upstream_gives_it():
+    model = micro_model().eval()
+    found = Predictor(model, resolution=140).predict(PIXELS, ["circle"], boxes_xywh=[(12, 9, 60, 45)])[0]
+    query = Query("circle", (), exemplar_box=(0.35, 0.35, 0.5, 0.5))
+    sample = Sample(place_image(PIXELS, whole(140)), torch.zeros(0, 4), None, (query,))
+    with torch.no_grad():
+        outputs = model(collate([sample], masks=False))[-1]
+    assert found.presence == pytest.approx(outputs["presence_logit_dec"].sigmoid().item(), abs=1e-5)
+    without = Predictor(model, resolution=140).predict(PIXELS, ["circle"])[0]
+    assert abs(found.presence - without.presence) > 1e-5
+
+
 def test_many_prompts_are_asked_in_passes_with_the_same_answers():
     predictor = Predictor(micro_model(), resolution=140)
     texts = [f"thing {n}" for n in range(20)]
@@ -42,10 +54,10 @@ def test_out_of_memory_asks_fewer_prompts_at_a_time_with_the_same_answers():
     expected = predictor.predict(PIXELS, TEXTS)
     ground = predictor._ground
 
-    def limited(features: object, texts: list[str]) -> object:
+    def limited(features: object, texts: list[str], boxes: torch.Tensor) -> object:
         if len(texts) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return ground(features, texts)
+        return ground(features, texts, boxes)
 
     predictor._ground = limited
     fits = 1

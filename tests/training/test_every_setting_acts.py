@@ -92,6 +92,7 @@ CASES: dict[str, Case] = {
     "dataset.exhaustive": Case({"dataset": {"exhaustive": False}}, plain=NO_CROSSES),
     "dataset.negatives_per_image": Case({"dataset": {"negatives_per_image": 0}}, plain=NO_CROSSES),
     "dataset.max_queries_per_image": weights(dataset={"max_queries_per_image": 1}),
+    "dataset.box_prompts": weights(dataset={"box_prompts": 1.0}),
     "dataset.val_fraction": Case(
         {"dataset": {"val_fraction": 0.5}}, lambda o: o.report["best"]["evaluation"]["images"], NO_VALIDATION_SET
     ),
