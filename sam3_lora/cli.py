@@ -1,13 +1,16 @@
-"""The command line: train, inspect, evaluate, predict, merge and validate without any service."""
+"""The command line: train, inspect, evaluate, predict, merge, export and validate without any service."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
 import sys
 import warnings
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,11 +24,19 @@ from sam3_lora.events import Event, EventType
 if TYPE_CHECKING:
     from types import FrameType
 
-    from sam3_lora.training.run import Report, Stop
+    from sam3_lora.training.progress import Report
+    from sam3_lora.training.run import Stop
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA fine-tuning of SAM3 on COCO-format data.")
 console = Console(stderr=True)
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class AdapterFormat(StrEnum):
+    """What `export` writes."""
+
+    PEFT = "peft"
+    NATIVE = "native"
 
 
 class ConsoleReporter:
@@ -90,14 +101,16 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Run directory or checkpoint folder to go on from.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the final report as JSON on standard output.")] = False,
 ) -> None:
-    """Train an adapter as a YAML configuration says."""
+    """Train an adapter as a YAML configuration says; under torchrun, on several GPUs or machines."""
     _quiet()
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+    console.quiet = not leads
     try:
         run_config = configuration.load(config)
         from sam3_lora.training.run import InterruptedRunError
         from sam3_lora.training.run import train as run
     except ConfigError as error:
-        _fail(error, EXIT_USAGE)
+        _fail(error)
     reporter = ConsoleReporter()
     try:
         with reporter.progress:
@@ -109,38 +122,46 @@ def train(
         console.print(f"interrupted; {where}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except Sam3LoraError as error:
-        _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
-    if as_json:
+        _fail(error)
+    if as_json and leads:
         sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
-    else:
+    elif leads:
         _show_report(report, run_config.output.dir)
 
 
 @app.command()
 def predict(
     image: Annotated[Path, typer.Option(help="Image file.")],
-    prompt: Annotated[list[str], typer.Option(help="What to find; may be repeated.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to find; may be repeated.")] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(help="An example of it as X,Y,WIDTH,HEIGHT in pixels; may be repeated.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder; without it the base model answers.")] = None,
     base: Annotated[str, typer.Option(help="Base model where no adapter is given: sam3 or sam3-tiny.")] = "sam3",
     checkpoint: Annotated[Path | None, typer.Option(help="Official weights (sam3.pt) instead of the hub.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.5,
     output: Annotated[Path | None, typer.Option(help="PNG to draw the detections on.")] = None,
 ) -> None:
-    """Find prompts in an image; prints COCO results as JSON."""
+    """Find prompts in an image, or what looks like the boxes; prints COCO results as JSON."""
     _quiet()
+    from sam3_lora.data.exemplars import BOX_ALONE
     from sam3_lora.data.images import read_rgb
     from sam3_lora.evaluation.coco_metrics import to_results
     from sam3_lora.evaluation.overlay import draw_instances
     from sam3_lora.evaluation.predict import open_predictor
 
     try:
+        boxes = [_box(text) for text in box or []]
+        if not prompt and not boxes:
+            raise _wrong_option("--prompt", "give a prompt, a box, or both")
+        texts = prompt or [BOX_ALONE]
         predictor, _ = open_predictor(adapter, base=base, checkpoint=checkpoint)
         pixels = read_rgb(image)
-        found = predictor.predict(pixels, prompt, min_score=threshold)
+        found = predictor.predict(pixels, texts, boxes_xywh=boxes, min_score=threshold)
     except Sam3LoraError as error:
-        _fail(error, EXIT_FAILED)
+        _fail(error)
     answers = []
-    for number, (text, detections) in enumerate(zip(prompt, found, strict=True), start=1):
+    for number, (text, detections) in enumerate(zip(texts, found, strict=True), start=1):
         results = to_results(detections, 1, number)
         for entry in results:
             entry["segmentation"]["counts"] = entry["segmentation"]["counts"].decode()
@@ -148,7 +169,7 @@ def predict(
     sys.stdout.write(json.dumps({"image": str(image), "answers": answers}) + "\n")
     if output is not None:
         masks = [m.numpy() for d in found for m in (d.masks_KHW if d.masks_KHW is not None else [])]
-        labels = [f"{t} {s:.2f}" for t, d in zip(prompt, found, strict=True) for s in d.scores_K.tolist()]
+        labels = [f"{t} {s:.2f}" for t, d in zip(texts, found, strict=True) for s in d.scores_K.tolist()]
         colours = [number for number, d in enumerate(found) for _ in d.scores_K]
         draw_instances(pixels, masks, labels, colours, width=max(480, pixels.shape[1])).save(output)
 
@@ -184,7 +205,7 @@ def evaluate(
                 on_image=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except Sam3LoraError as error:
-        _fail(error, EXIT_FAILED)
+        _fail(error)
     if as_json:
         values = {name: evaluation.to_dict() for name, evaluation in found.items()}
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
@@ -210,7 +231,7 @@ def inspect(
 
         injection = inject(build_skeleton(architecture_of(run_config.model.base)), run_config.lora)
     except Sam3LoraError as error:
-        _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+        _fail(error)
     if as_json:
         sys.stdout.write(json.dumps(injection.to_dict(), indent=2) + "\n")
         return
@@ -240,8 +261,29 @@ def merge(
     try:
         export_merged(adapter, output, checkpoint=checkpoint)
     except Sam3LoraError as error:
-        _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+        _fail(error)
     console.print(f"merged weights: {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Option(help="Adapter folder.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    form: Annotated[
+        AdapterFormat,
+        typer.Option("--format", help="peft: for transformers' Sam3Model; native: the adapter alone, as it is."),
+    ],
+) -> None:
+    """Write an adapter as a folder to give away, without any training state."""
+    _quiet()
+    from sam3_lora.lora.export import export_native
+    from sam3_lora.lora.huggingface import export_peft
+
+    try:
+        (export_peft if form is AdapterFormat.PEFT else export_native)(adapter, output)
+    except Sam3LoraError as error:
+        _fail(error)
+    console.print(f"{form} adapter: {output}", highlight=False)
 
 
 @app.command()
@@ -283,14 +325,30 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _fail(error: Sam3LoraError, code: int) -> None:
+def _box(text: str) -> list[float]:
+    """X,Y,WIDTH,HEIGHT as numbers."""
+    try:
+        x, y, width, height = (float(part) for part in text.split(","))
+    except ValueError:
+        raise _wrong_option("--box", f"{text!r} is not X,Y,WIDTH,HEIGHT") from None
+    if not (width > 0 and height > 0 and math.isfinite(x + y + width + height)):
+        raise _wrong_option("--box", f"{text!r} has no extent")
+    return [x, y, width, height]
+
+
+def _wrong_option(option: str, message: str) -> ConfigError:
+    return ConfigError(f"{option}: {message}", errors=[{"pointer": option, "code": "invalid", "message": message}])
+
+
+def _fail(error: Sam3LoraError) -> NoReturn:
+    console.quiet &= isinstance(error, ConfigError)  # which every process has; any other may be this one's alone
     console.print(f"error: {error.message}", style="red", markup=False)
     if isinstance(error, ConfigError):
         for fault in error.errors:
             console.print(f"  {fault['pointer'] or '/'}: {fault['message']}", markup=False)
     if error.hint:
         console.print(f"hint: {error.hint}", markup=False)
-    raise typer.Exit(code)
+    raise typer.Exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
 
 
 def _quiet() -> None:

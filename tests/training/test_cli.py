@@ -51,6 +51,24 @@ def test_train_resume_and_predict(make_config, drawn: Path, tmp_path: Path):
     assert [answer["prompt"] for answer in answers] == ["heart", "cross"]
     assert len(answers[0]["detections"]) == 8
     assert Image.open(tmp_path / "found.png").width >= 480
+    boxed = run("predict", "--image", image, "--box", "10,20,40,30", "--adapter", adapter, "--threshold", 0)
+    assert boxed.exit_code == 0, boxed.output
+    answer = json.loads(boxed.stdout)["answers"][0]
+    assert answer["prompt"] == "visual"
+    assert answer["presence"] not in [other["presence"] for other in answers]
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", "0,0,0,5", "0,0,nan,5", "0,0,inf,5", ""])
+def test_predict_refuses_what_is_no_box(box: str, tmp_path: Path):
+    refused = run("predict", "--image", tmp_path / "x.png", "--box", box)
+    assert refused.exit_code == 2
+    assert "--box" in refused.output
+
+
+def test_predict_wants_a_prompt_or_a_box(tmp_path: Path):
+    refused = run("predict", "--image", tmp_path / "x.png")
+    assert refused.exit_code == 2
+    assert "give a prompt, a box, or both" in refused.output
 
 
 def test_inspect_shows_what_would_be_adapted(make_config, tmp_path: Path):
