@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -183,7 +184,8 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help="Official weights (sam3.pt) instead of the hub.")] = None,
     max_images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images, by id.")] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Folder to write truth and predictions into, as COCO JSON.")
+        Path | None,
+        typer.Option(help="Folder to write truth and predictions into, as COCO JSON, and with an adapter report.html."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all metrics, per category too, as JSON.")] = False,
 ) -> None:
@@ -204,6 +206,12 @@ def evaluate(
                 export=export,
                 on_image=lambda done, total: bar.update(task, completed=done, total=total),
             )
+            if export is not None and adapter is not None:
+                from sam3_lora.evaluation.report import write_report
+
+                write_report(export, export / "report.html", images=images, title=f"Adapter {adapter}")
+    except OSError as error:
+        _fail(_wrong_option("--export", f"cannot be written: {error}"))
     except Sam3LoraError as error:
         _fail(error)
     if as_json:
@@ -221,19 +229,26 @@ def inspect(
     config: Annotated[Path, typer.Option("--config", "-c", help="YAML run configuration.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print every adapted module as JSON.")] = False,
 ) -> None:
-    """Show what a configuration would adapt, without weights or data."""
+    """Show what a configuration would adapt and how much memory it needs, without weights."""
     _quiet()
     try:
         run_config = configuration.load(config)
         from sam3_lora.lora.inject import inject
         from sam3_lora.model.build import build_skeleton
         from sam3_lora.model.weights import architecture_of
+        from sam3_lora.training.estimate import assumed_batch, estimate_memory, largest_batch
 
         injection = inject(build_skeleton(architecture_of(run_config.model.base)), run_config.lora)
+        assumed = not run_config.dataset.train_ann_file.exists()
+        batch = assumed_batch(run_config) if assumed else largest_batch(run_config)
+        with console.status("estimating memory"):
+            memory = estimate_memory(run_config, batch)
     except Sam3LoraError as error:
         _fail(error)
     if as_json:
-        sys.stdout.write(json.dumps(injection.to_dict(), indent=2) + "\n")
+        shape = {**asdict(batch), "assumed": assumed}
+        values = {**injection.to_dict(), "peak_memory_bytes": memory.to_dict(), "batch": shape}
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
         return
     table = Table("component", "modules", "rank", "trainable parameters", title=f"LoRA on {run_config.model.base}")
     for component in run_config.lora.components:
@@ -241,9 +256,14 @@ def inspect(
         count = sum(module.parameters for module in modules)
         table.add_row(component, str(len(modules)), str(run_config.lora.rank_of(component)), f"{count:,}")
     console.print(table)
+    whose = "assumed, since the annotations are not there" if assumed else "the largest of this data"
     console.print(
         f"{injection.trainable_parameters:,} of {injection.total_parameters:,} parameters are trained "
-        f"({injection.trainable_percent:.2f} %)",
+        f"({injection.trainable_percent:.2f} %)\n"
+        f"peak memory about {memory.peak / 1e9:.1f} GB: weights {memory.weights / 1e9:.1f}, adapters with optimiser "
+        f"{memory.adapters / 1e9:.1f}, activations {memory.activations / 1e9:.1f}\n"
+        f"for a batch of {batch.images} images, {batch.queries} queries, {batch.objects} objects ({whose}); "
+        "where it does not fit, queries are computed in smaller passes",
         highlight=False,
     )
 

@@ -37,6 +37,8 @@ COMPONENTS = (
     "mask_decoder",
     "scoring",
 )
+# Things that few datasets show, from different walks of life.
+ABSENT_PROMPTS = ("giraffe", "submarine", "trombone", "cactus", "chandelier", "penguin", "tractor", "pineapple")
 
 
 def _number(value: object) -> object:
@@ -261,6 +263,13 @@ class EvaluationConfig(Section):
     """Evaluate the untuned base model on the same data first."""
     max_images: int | None = Field(None, ge=1)
     """Validate on the first so many images (by id); None: all."""
+    absent_prompts: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        default=list(ABSENT_PROMPTS), max_length=100
+    )
+    """Things that are in none of the images: how often the model reports them is `absent_FPR`. Those that share a
+    word with a category are left out."""
+    absent_images: int = Field(20, ge=1, le=10_000)
+    """Images that `absent_prompts` are asked about: the first so many."""
 
 
 class ModelConfig(Section):

@@ -65,17 +65,25 @@ class World:
 
 @contextmanager
 def join() -> Iterator[World]:
-    """Join the processes that `torchrun` started together; alone without it.
+    """Join the processes that `torchrun` started together, alone without it; inside another `join`, the same world.
 
-    Communication goes over NCCL between GPUs and over Gloo between CPUs.
+    Communication goes over NCCL between GPUs and over Gloo between CPUs. A process joins once in its life, since the
+    addresses of the first time are still in `torchrun`'s store the second time: for several runs, join around them.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
+    if dist.is_initialized():
+        yield _world()
+        return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        yield World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+        yield _world()
     finally:
         dist.destroy_process_group()
+
+
+def _world() -> World:
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))

@@ -74,6 +74,7 @@ class CocoDataset:
     categories: dict[Id, Category] = field(default_factory=dict)
     images: dict[Id, ImageRecord] = field(default_factory=dict)
     annotations: list[Annotation] = field(default_factory=list)
+    unused_super_category: str | None = None  # name of the record that was left out as such
 
     def annotations_of(self, image_id: Id) -> list[Annotation]:
         """The image's annotations, possibly none."""
@@ -114,13 +115,14 @@ def read(annotations: Path, place: Place, limits: ValidationLimits) -> CocoDatas
     if not isinstance(document, dict):
         place.error(IssueCode.JSON_INVALID, f"the file holds {quote(document)}", LISTS_HINT)
         return CocoDataset()
-    categories = _read_categories(document, place)
-    images = _read_images(document, place, limits.image_pixels)
-    return CocoDataset(categories, images, _read_annotations(document, categories, images, place))
-
-
-def _read_categories(document: dict[str, Any], place: Place) -> dict[Id, Category]:
     unused_super = _unused_super_category(document)
+    categories = _read_categories(document, unused_super, place)
+    images = _read_images(document, place, limits.image_pixels)
+    annotations_read = _read_annotations(document, categories, images, place)
+    return CocoDataset(categories, images, annotations_read, unused_super["name"] if unused_super else None)
+
+
+def _read_categories(document: dict[str, Any], unused_super: dict[str, Any] | None, place: Place) -> dict[Id, Category]:
     categories: dict[Id, Category] = {}
     names: set[str] = set()
     for record, at in _records(document, "categories", place):

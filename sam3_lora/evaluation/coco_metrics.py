@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,14 +19,15 @@ from pycocotools.cocoeval import COCOeval
 from sam3_lora.data.images import read_rgb
 from sam3_lora.data.transforms import compressed
 from sam3_lora.distributed import World
-from sam3_lora.evaluation.cgf1 import presence_scores
+from sam3_lora.evaluation.cgf1 import THRESHOLD, presence_scores
+from sam3_lora.evaluation.probe import FalseAlarms, count_false_alarms, not_in_dataset, rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sam3_lora.coco.schema import CocoDataset, ImageRecord
-    from sam3_lora.config import DatasetOptions
+    from sam3_lora.config import DatasetOptions, EvaluationConfig
     from sam3_lora.data.concepts import Concept
     from sam3_lora.evaluation.predict import Detections, Predictor
 
@@ -38,10 +39,11 @@ SUMMARY = {"mAP": 0, "mAP50": 1, "mAP75": 2}  # positions in COCOeval.stats
 class Evaluation:
     """Metrics of one model on one dataset."""
 
-    metrics: dict[str, float | None]  # segm_mAP, segm_mAP50, bbox_..., cgF1, IL_...; None: not defined on this data
+    metrics: dict[str, float | None]  # segm_mAP, bbox_..., cgF1, IL_..., absent_FPR; None: not defined on this data
     per_category: list[dict[str, Any]]  # ids (of the dataset), name, segm_mAP, bbox_mAP
     images: int
     notes: tuple[str, ...] = ()  # why a metric is None
+    absent: tuple[FalseAlarms, ...] = ()  # the forgetting probe, by prompt
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -49,6 +51,7 @@ class Evaluation:
             "per_category": self.per_category,
             "images": self.images,
             "notes": list(self.notes),
+            "absent_prompts": [row.to_dict() for row in self.absent],
         }
 
 
@@ -58,8 +61,8 @@ def evaluate(
     folder: Path,
     concepts: Sequence[Concept],
     options: DatasetOptions,
+    settings: EvaluationConfig,
     *,
-    max_images: int | None = None,
     export: Path | None = None,
     on_image: Callable[[int, int], object] = lambda done, total: None,
     world: World | None = None,
@@ -69,13 +72,14 @@ def evaluate(
     Args:
         world: processes that predict a share of the images each; all of them get the same scores.
         export: folder to write `truth.json` and `predictions.json` into, from which plain pycocotools computes the
-            same figures.
+            same figures, and `evaluation.json` with them.
         on_image: called after each image with (done, total); may raise to stop.
     """
     world = world or World()
-    images = list(dataset.images.values())[:max_images]
+    images = list(dataset.images.values())[: settings.max_images]
     texts = [concept.texts[0] for concept in concepts]
-    own: list[tuple[int, list[dict[str, Any]]]] = []
+    absent = not_in_dataset(settings.absent_prompts, concepts)
+    own: list[tuple[int, list[dict[str, Any]], list[bool] | None]] = []
     for first in range(0, len(images), world.size):  # the same number of rounds in every process
         number = first + world.rank + 1
         if number <= len(images):
@@ -85,17 +89,29 @@ def evaluate(
                 transparent_color=options.transparent_color,
                 size=(image.width, image.height),
             )
-            found = zip(concepts, predictor.predict(pixels, texts), strict=True)
-            own.append((number, [entry for c, detected in found for entry in to_results(detected, number, c.number)]))
+            encoded = predictor.encode(pixels)
+            found = zip(concepts, predictor.ask(encoded, texts), strict=True)
+            results = [entry for c, detected in found for entry in to_results(detected, number, c.number)]
+            fired = None
+            if number <= settings.absent_images:
+                fired = [len(d.scores_K) > 0 for d in predictor.ask(encoded, absent, min_score=THRESHOLD)]
+            own.append((number, results, fired))
         on_image(min(first + world.size, len(images)), len(images))
-    by_number = dict(pair for part in world.gather(own) for pair in part)
-    results = [entry for number in sorted(by_number) for entry in by_number[number]]
+    answers = sorted((row for part in world.gather(own) for row in part), key=lambda row: row[0])
+    results = [entry for _, entries, _ in answers for entry in entries]
     truth = ground_truth(dataset, images, concepts)
-    if export is not None:
-        export.mkdir(parents=True, exist_ok=True)
-        (export / "truth.json").write_text(json.dumps(truth, default=bytes.decode), encoding="utf-8")
-        (export / "predictions.json").write_text(json.dumps(results, default=bytes.decode), encoding="utf-8")
-    return score(truth, results, concepts, masks=predictor.masks)
+    alarms = count_false_alarms(absent, [fired for _, _, fired in answers if fired is not None])
+    evaluation = score(truth, results, concepts, masks=predictor.masks)
+    evaluation = replace(evaluation, metrics={**evaluation.metrics, "absent_FPR": rate(alarms)}, absent=tuple(alarms))
+    if export is not None and world.leads:
+        _export(export, truth, results, evaluation)
+    return evaluation
+
+
+def _export(folder: Path, truth: dict[str, Any], results: list[dict[str, Any]], evaluation: Evaluation) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, body in (("truth", truth), ("predictions", results), ("evaluation", evaluation.to_dict())):
+        (folder / f"{name}.json").write_text(json.dumps(body, default=bytes.decode), encoding="utf-8")
 
 
 def ground_truth(dataset: CocoDataset, images: Sequence[ImageRecord], concepts: Sequence[Concept]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sam3_lora.coco import schema
-from sam3_lora.config import DatasetOptions
+from sam3_lora.config import DatasetOptions, EvaluationConfig
 from sam3_lora.data.concepts import find_concepts
 from sam3_lora.errors import DatasetError
 from sam3_lora.evaluation.coco_metrics import Evaluation, evaluate
@@ -34,7 +34,8 @@ def compare(
         images: folder that the `file_name`s are relative to.
         annotations: COCO JSON.
         adapter: adapter folder; its configuration names the base and the prompts of its categories.
-        export: folder that gets `base/` and `tuned/`, each with `truth.json` and `predictions.json`.
+        export: folder that gets `base/` and `tuned/`, each with `truth.json`, `predictions.json` and
+            `evaluation.json`.
         on_image: called with (images done, images in all) over both models.
 
     Raises:
@@ -58,7 +59,7 @@ def compare(
             images,
             concepts,
             DatasetOptions(),
-            max_images=max_images,
+            EvaluationConfig(max_images=max_images),
             export=None if export is None else export / models[before],
             on_image=lambda done, total: on_image(before * total + done, len(models) * total),
         )

@@ -45,6 +45,14 @@ class Detections:
     presence: float  # probability that the prompt's concept is in the image at all
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as the vision encoder sees it."""
+
+    features: dict[str, Any]
+    size_HW: tuple[int, ...]  # of the original
+
+
 class Predictor:
     """A model with the settings it predicts with. Text features are computed once per prompt and kept."""
 
@@ -57,9 +65,16 @@ class Predictor:
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()  # not inference_mode: sam3 caches position tables, which training then uses
-    def predict(
+    def encode(self, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
+        """What the model sees in an 8-bit RGB image; it can be asked about any number of times."""
+        with self._autocast():
+            image = place_image(pixels_HW3, whole(self.resolution)).to(self.device)
+            return EncodedImage(self.model.backbone.forward_image(image[None]), pixels_HW3.shape[:2])
+
+    @torch.no_grad()
+    def ask(
         self,
-        pixels_HW3: NDArray[np.uint8],
+        image: EncodedImage,
         texts: Sequence[str],
         *,
         boxes_xywh: Sequence[Sequence[float]] = (),
@@ -68,21 +83,18 @@ class Predictor:
         """One `Detections` for each text.
 
         Args:
-            pixels_HW3: 8-bit RGB.
             boxes_xywh: objects to show beside each text, in pixels; with the text `exemplars.BOX_ALONE`, alone.
             min_score: detections below are dropped; 0 keeps all, as average precision needs.
 
         Raises:
             OutOfMemoryError: if not even one prompt at a time fits.
         """
-        boxes = self._normalised(boxes_xywh, pixels_HW3.shape[:2])
+        boxes = self._normalised(boxes_xywh, image.size_HW)
+        found: list[Detections] = []
         with self._autocast():
-            image = place_image(pixels_HW3, whole(self.resolution)).to(self.device)
-            features = self.model.backbone.forward_image(image[None])
-            found: list[Detections] = []
             while len(found) < len(texts):
                 chunk = texts[len(found) : len(found) + self.prompts_per_pass]
-                detected = self._try(features, chunk, boxes, pixels_HW3.shape[:2], min_score)
+                detected = self._try(image, chunk, boxes, min_score)
                 if detected is not None:
                     found.extend(detected)
                 elif len(chunk) == 1:
@@ -92,6 +104,17 @@ class Predictor:
                     self.prompts_per_pass = len(chunk) // 2
         return found
 
+    def predict(
+        self,
+        pixels_HW3: NDArray[np.uint8],
+        texts: Sequence[str],
+        *,
+        boxes_xywh: Sequence[Sequence[float]] = (),
+        min_score: float = 0.0,
+    ) -> list[Detections]:
+        """`encode` and `ask` in one."""
+        return self.ask(self.encode(pixels_HW3), texts, boxes_xywh=boxes_xywh, min_score=min_score)
+
     def _normalised(self, boxes_xywh: Sequence[Sequence[float]], size_HW: tuple[int, ...]) -> Tensor:
         """Boxes (N, 4) as cxcywh in [0, 1]."""
         height, width = size_HW
@@ -100,16 +123,11 @@ class Predictor:
         return torch.cat([scaled[:, :2] + scaled[:, 2:] / 2, scaled[:, 2:]], 1)
 
     def _try(
-        self,
-        features: dict[str, Any],
-        texts: Sequence[str],
-        boxes_N4: Tensor,
-        size_HW: tuple[int, ...],
-        min_score: float,
+        self, image: EncodedImage, texts: Sequence[str], boxes_N4: Tensor, min_score: float
     ) -> list[Detections] | None:
         """Detections of these prompts; None if memory ran out."""
         try:
-            return self._detections(self._ground(features, texts, boxes_N4), size_HW, min_score)
+            return self._detections(self._ground(image.features, texts, boxes_N4), image.size_HW, min_score)
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sam3_lora.model.architecture import Architecture
 
 
-def build_skeleton(arch: Architecture) -> nn.Module:
+def build_skeleton(arch: Architecture, *, resolution: int | None = None) -> nn.Module:
     """The model with names and shapes but no weights: its parameters are on the meta device.
 
     The full SAM3 takes seconds and no memory for weights. Upstream cannot be built under `torch.device("meta")`,
@@ -25,7 +25,7 @@ def build_skeleton(arch: Architecture) -> nn.Module:
 
     hook = register_module_parameter_registration_hook(shape_of)  # type: ignore[arg-type]  # may return a parameter
     try:
-        return build_model(arch)
+        return build_model(arch, resolution=resolution)
     finally:
         hook.remove()
 

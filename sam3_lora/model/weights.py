@@ -60,12 +60,17 @@ def load_base(
     arch = architecture_of(base)
     tensors = _official_weights(checkpoint) if base == "sam3" else _read(BASES / base / "model.safetensors")
     model = build_model(arch, resolution=resolution)
+    choose_recomputation(model, activation_checkpointing)
+    _load(model, tensors)
+    return model.eval()
+
+
+def choose_recomputation(model: nn.Module, activation_checkpointing: Literal["auto", "on", "off"]) -> None:
+    """Have activations recomputed in backward or kept, in place; auto: recomputed by all but small models."""
     recompute = sum(p.numel() for p in model.parameters()) > LARGE
     if activation_checkpointing != "auto":
         recompute = activation_checkpointing == "on"
     upstream.set_activation_checkpointing(model, recompute)
-    _load(model, tensors)
-    return model.eval()
 
 
 def _official_weights(checkpoint: Path | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sam3_lora.training")
 PROGRESS_INTERVAL_S = 0.5
 RECENT_STEPS = 50  # steps that speed and ETA are estimated from
+METRICS_FILE = "metrics.jsonl"  # beside the log: one line per point
 METRIC_POINTS = 2000  # per run and metric: longer runs report means of several steps
 
 
@@ -30,6 +32,17 @@ class RunReporter:
         self._last_progress = -math.inf
         self._durations: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
         self._pending: list[dict[str, float]] = []
+        self._file = None if folder is None else folder / "logs" / METRICS_FILE
+        self.points: list[dict[str, Any]] = []  # every reported metric by step, as in the file
+
+    def go_on_after(self, step: int) -> None:
+        """Keep the metrics of an earlier part of this run up to a step; 0 forgets those of an earlier run."""
+        if self._file is None:
+            return
+        if self._file.exists():
+            lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
+            self.points = [point for point in lines if step > 0 and point["step"] <= step]
+        self._file.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
 
     def phase(self, phase: Phase) -> None:
         self._report(Event(EventType.PHASE, data={"phase": phase}))
@@ -72,7 +85,13 @@ class RunReporter:
             self._report(Event(EventType.PROGRESS, data=progress))
 
     def metrics(self, values: Mapping[str, float | None], *, step: int, epoch: int) -> None:
-        self._report(Event(EventType.METRICS, data=finite({"step": step, "epoch": epoch, "values": dict(values)})))
+        clean = finite(dict(values))
+        self._report(Event(EventType.METRICS, data={"step": step, "epoch": epoch, "values": clean}))
+        point = {"step": step, "epoch": epoch, **clean}
+        self.points.append(point)
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(point) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 if value is not None:

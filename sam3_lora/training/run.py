@@ -50,6 +50,7 @@ class Stop(StrEnum):
     INTERRUPT = "interrupt"  # save what `--resume` needs and leave at once
 
 
+LATEST, TUNED = ".latest", "tuned"  # exported predictions: of the last validation, of the best one
 STOPS = (None, Stop.FINISH, Stop.INTERRUPT)  # the later outranks the earlier
 
 
@@ -109,6 +110,7 @@ class _Run:
         self.config, self.reports, self.should_stop, self.world = config, reports, should_stop, world
         self.folder = config.output.dir
         self.checkpoints = self.folder / "checkpoints"
+        self.evaluations = self.folder / "evaluation"
         self.progress = Progress()
         self.finishing = False
         self.data: Data
@@ -131,6 +133,7 @@ class _Run:
         self._build_stepper()
         if resume is not None:
             self._restore(self._find_resumable(resume))
+        self.reports.go_on_after(self.progress.step)
         self._count_steps()
         self._tell_resolved(resolution)
         for notice in self.data.notices:
@@ -294,7 +297,8 @@ class _Run:
             self.data.validation_folder,
             self.data.concepts,
             self.config.dataset,
-            max_images=self.config.evaluation.max_images,
+            self.config.evaluation,
+            export=self.evaluations / ("base" if name == "base" else LATEST),
             on_image=lambda done, total: self._raise_if_interrupted(),
             world=self.world,
         )
@@ -316,6 +320,9 @@ class _Run:
             self.progress.validations_without_gain += 1
             return
         self.progress.validations_without_gain = 0
+        if evaluation is not None and self.world.leads:  # what was predicted is exported with the best alone
+            shutil.rmtree(self.evaluations / TUNED, ignore_errors=True)
+            (self.evaluations / LATEST).rename(self.evaluations / TUNED)
         self.progress.best = {
             "value": value,
             "epoch": self.progress.epoch + 1,
@@ -403,8 +410,37 @@ class _Run:
         )
         if self.world.leads:
             (self.folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+            self._write_page(report)
         self.reports.event(EventType.RESULT, report.to_dict(), "done")
         return report
+
+    def _write_page(self, report: Report) -> None:
+        """`report.html`, for people. The run has succeeded without it."""
+        shutil.rmtree(self.evaluations / LATEST, ignore_errors=True)
+        if report.best is None or report.best["evaluation"] is None:
+            return
+        facts = {
+            "Base model": self.config.model.base,
+            "Trained parameters": f"{report.trainable_parameters:,} ({report.trainable_percent:.2f} %)",
+            "Training": f"{report.steps} steps in {report.train_seconds:.0f} s on {self.adapted.device}",
+            "Best after": f"step {report.best['step']} (epoch {report.best['epoch']})",
+            "Images": f"{len(self.data.train)} for training, {report.best['evaluation']['images']} held out",
+        }
+        try:
+            from sam3_lora.evaluation.report import write_report  # matplotlib: a second
+
+            write_report(
+                self.evaluations,
+                self.folder / "report.html",
+                images=self.data.validation_folder,
+                title=f"Tuned {self.config.model.base}",
+                facts=facts,
+                curves=self.reports.points,
+                metric=report.metric,
+                transparent_color=self.config.dataset.transparent_color,
+            )
+        except (ImportError, OSError, ValueError) as error:
+            self.reports.message(f"no report.html: {error}", Level.WARNING)
 
 
 def _make_folder(folder: Path) -> None:

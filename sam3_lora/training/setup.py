@@ -89,6 +89,11 @@ def prepare_data(config: RunConfig, resolution: int) -> Data:
     """
     options = config.dataset
     training = schema.load(options.train_ann_file)
+    if all(annotation.is_crowd for annotation in training.annotations):
+        raise DatasetError(
+            f"{options.train_ann_file.name} has no object to learn from",
+            hint="a model that is only ever told what is absent learns to find nothing; check the export",
+        )
     validation, folder = _validation(options)
     notices = []
     if validation is None and options.val_fraction > 0:
@@ -105,11 +110,7 @@ def prepare_data(config: RunConfig, resolution: int) -> Data:
     if unknown:
         fault = {"pointer": "/dataset/prompts", "code": "unknown_category", "message": f"no category {unknown}"}
         raise ConfigError(f"dataset.prompts names categories that the data lacks: {unknown}", errors=[fault])
-    notices += [
-        f"categories {list(concept.category_ids)} share the text {concept.texts[0]!r}: one concept"
-        for concept in concepts
-        if len(concept.category_ids) > 1
-    ]
+    notices += _about_categories(training, concepts)
     train = TrainingSet(
         training,
         options.train_img_folder,
@@ -120,6 +121,20 @@ def prepare_data(config: RunConfig, resolution: int) -> Data:
         seed=config.training.seed,
     )
     return Data(train, concepts, validation, folder, tuple(notices))
+
+
+def _about_categories(training: CocoDataset, concepts: list[Concept]) -> list[str]:
+    """What is done with categories that are not simply asked for by their name."""
+    notices = []
+    if training.unused_super_category is not None:
+        notices.append(f"category {training.unused_super_category!r} is only the others' super-category: left out")
+    drawn = {annotation.category_id for annotation in training.annotations}
+    for concept in concepts:
+        if len(concept.category_ids) > 1:
+            notices.append(f"categories {list(concept.category_ids)} share the text {concept.texts[0]!r}: one concept")
+        if drawn.isdisjoint(concept.category_ids):
+            notices.append(f"category {concept.name!r} has no object in the training set: it is only asked as absent")
+    return notices
 
 
 def _few(training: CocoDataset, count: int, seed: int) -> tuple[CocoDataset, str]:

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from sam3_lora.coco.schema import Annotation, Category, CocoDataset, ImageRecord
-from sam3_lora.config import DatasetOptions
+from sam3_lora.config import DatasetOptions, EvaluationConfig
 from sam3_lora.data.concepts import find_concepts
-from sam3_lora.evaluation.coco_metrics import evaluate
+from sam3_lora.evaluation.coco_metrics import Evaluation, evaluate
 from sam3_lora.evaluation.predict import Detections
 
 SIZE = (60, 100)
@@ -42,34 +42,45 @@ class Oracle:
 
     masks = True
 
-    def __init__(self, score_of_absent: float = 0.0, score: float = 0.9, shift: int = 0) -> None:
-        self.score_of_absent, self.score, self.shift = score_of_absent, score, shift
+    def __init__(
+        self, score_of_absent: float = 0.0, score: float = 0.9, shift: int = 0, fires_on: tuple[str, ...] = ()
+    ) -> None:
+        self.score_of_absent, self.score, self.shift, self.fires_on = score_of_absent, score, shift, fires_on
 
-    def predict(self, pixels: np.ndarray, texts: list[str]) -> list[Detections]:
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
+
+    def ask(self, pixels: np.ndarray, texts: list[str], *, min_score: float = 0.0) -> list[Detections]:
         x, y, w, h = RECTANGLES["first" if pixels[0, 0, 0] == 100 else "second"]
         x += self.shift
         answers = []
         for text in texts:
-            score = self.score if text == "a" else self.score_of_absent
+            score = self.score if text == "a" or text in self.fires_on else self.score_of_absent
+            kept = slice(0, int(score >= min_score))
             answers.append(
                 Detections(
-                    torch.tensor([score]),
-                    torch.tensor([[x, y, x + w, y + h]], dtype=torch.float),
-                    mask_of(x, y, w, h)[None],
+                    torch.tensor([score])[kept],
+                    torch.tensor([[x, y, x + w, y + h]], dtype=torch.float)[kept],
+                    mask_of(x, y, w, h)[None][kept],
                     presence=score,
                 )
             )
         return answers
 
 
-def metrics(dataset: CocoDataset, folder: Path, predictor: object) -> dict[str, float | None]:
+def evaluated(dataset: CocoDataset, folder: Path, predictor: object, **settings: object) -> Evaluation:
     concepts = find_concepts(dataset, {})
-    return evaluate(predictor, dataset, folder, concepts, DatasetOptions()).metrics
+    return evaluate(predictor, dataset, folder, concepts, DatasetOptions(), EvaluationConfig(**settings))
+
+
+def metrics(dataset: CocoDataset, folder: Path, predictor: object) -> dict[str, float | None]:
+    return evaluated(dataset, folder, predictor).metrics
 
 
 def test_perfect_predictions_score_one(dataset: CocoDataset, tmp_path: Path):
     found = metrics(dataset, tmp_path, Oracle())
     assert found.pop("IL_FPR") == pytest.approx(0.0, abs=1e-4)
+    assert found.pop("absent_FPR") == 0.0
     assert found == {name: pytest.approx(1.0, abs=1e-3) for name in found}
 
 
@@ -80,7 +91,7 @@ def test_shifted_predictions_score_less(dataset: CocoDataset, tmp_path: Path):
 
 
 def test_per_category_and_undefined_categories(dataset: CocoDataset, tmp_path: Path):
-    evaluation = evaluate(Oracle(), dataset, tmp_path, find_concepts(dataset, {}), DatasetOptions())
+    evaluation = evaluated(dataset, tmp_path, Oracle())
     assert evaluation.per_category == [
         {"ids": [7], "name": "a", "segm_mAP": pytest.approx(1.0), "bbox_mAP": pytest.approx(1.0)},
         {"ids": [9], "name": "b", "segm_mAP": None, "bbox_mAP": None},
@@ -97,7 +108,7 @@ def test_false_alarm_on_an_absent_concept_costs_precision(dataset: CocoDataset, 
     x, y, w, h = RECTANGLES["second"]
     extra = Annotation(5, "second", 9, (float(x), float(y), float(w), float(h)), polygon(x, y, w, h))
     both = CocoDataset(dataset.categories, dataset.images, [*dataset.annotations, extra])
-    evaluation = evaluate(Oracle(score_of_absent=0.5), both, tmp_path, find_concepts(both, {}), DatasetOptions())
+    evaluation = evaluated(both, tmp_path, Oracle(score_of_absent=0.5))
     assert evaluation.per_category[0]["segm_mAP"] == pytest.approx(1.0)
     assert evaluation.per_category[1]["segm_mAP"] < 0.6
 
@@ -117,7 +128,7 @@ def test_boxes_without_masks_give_no_segm_metric(dataset: CocoDataset, tmp_path:
 
 def test_no_predictions_score_zero(dataset: CocoDataset, tmp_path: Path):
     class Silent(Oracle):
-        def predict(self, pixels: np.ndarray, texts: list[str]) -> list[Detections]:
+        def ask(self, pixels: np.ndarray, texts: list[str], *, min_score: float = 0.0) -> list[Detections]:
             nothing = Detections(torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, *SIZE, dtype=torch.bool), 0.0)
             return [nothing for _ in texts]
 
@@ -129,5 +140,17 @@ def test_progress_is_told_and_may_stop(dataset: CocoDataset, tmp_path: Path):
         assert (done, total) == (1, 2)
         raise KeyboardInterrupt
 
+    concepts, options, settings = find_concepts(dataset, {}), DatasetOptions(), EvaluationConfig()
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Oracle(), dataset, tmp_path, find_concepts(dataset, {}), DatasetOptions(), on_image=stop)
+        evaluate(Oracle(), dataset, tmp_path, concepts, options, settings, on_image=stop)
+
+
+def test_probe_counts_detections_of_things_that_are_not_there(dataset: CocoDataset, tmp_path: Path):
+    settings = {"absent_prompts": ["giraffe", "a toy b", "tractor"], "absent_images": 1}
+    evaluation = evaluated(dataset, tmp_path, Oracle(fires_on=("tractor",)), **settings)
+    rows = [(row.prompt, row.false_alarms, row.images) for row in evaluation.absent]
+    assert rows == [("giraffe", 0, 1), ("tractor", 1, 1)]  # "a" and "b" are categories
+    assert evaluation.metrics["absent_FPR"] == 0.5
+    weak = evaluated(dataset, tmp_path, Oracle(fires_on=("tractor",), score=0.49), **settings)
+    assert weak.metrics["absent_FPR"] == 0.0
+    assert evaluated(dataset, tmp_path, Oracle(), absent_prompts=[]).metrics["absent_FPR"] is None

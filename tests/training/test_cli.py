@@ -78,7 +78,12 @@ def test_inspect_shows_what_would_be_adapted(make_config, tmp_path: Path):
     events: list[Event] = []
     train(config, reporter=events.append)
     resolved = next(event.data for event in events if event.type is EventType.RESOLVED)
-    assert json.loads(shown.stdout).items() <= json.loads(json.dumps(resolved)).items()
+    values = json.loads(shown.stdout)
+    memory, batch = values.pop("peak_memory_bytes"), values.pop("batch")
+    assert values.items() <= json.loads(json.dumps(resolved)).items()
+    assert memory["peak"] == memory["weights"] + memory["adapters"] + memory["activations"]
+    assert memory["adapters"] == 16 * values["trainable_parameters"]
+    assert (batch["images"], batch["assumed"]) == (2, False)
     table = run("inspect", "--config", tmp_path / "run.yaml")
     assert table.exit_code == 0, table.output
     assert "detr_decoder" in table.output
@@ -118,6 +123,11 @@ def test_evaluate_gives_the_figures_of_the_run(make_config, drawn: Path, tmp_pat
     assert measured["tuned"] == trained.best["evaluation"]
     for model in ("base", "tuned"):
         assert plain_map(tmp_path / "exported" / model) == pytest.approx(measured[model]["metrics"]["bbox_mAP"])
+    assert "<h1" in (tmp_path / "exported" / "report.html").read_text()
+    (tmp_path / "file").write_text("taken")
+    unwritable = run("evaluate", *place, *adapter, "--export", tmp_path / "file" / "below")
+    assert unwritable.exit_code == 2
+    assert "--export: cannot be written" in unwritable.output
     table = run("evaluate", *place, "--base", "sam3-tiny", "--max-images", 1)
     assert table.exit_code == 0, table.output
     assert "segm_mAP50" in table.output

@@ -61,7 +61,7 @@ def run_world(bases: Path, tmp_path: Path, *runs: dict[str, Any]) -> list[dict[s
         text=True,
         timeout=280,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

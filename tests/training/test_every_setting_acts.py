@@ -153,6 +153,12 @@ CASES: dict[str, Case] = {
     "evaluation.max_images": Case(
         {"evaluation": {"max_images": 1}}, lambda o: o.report["best"]["evaluation"]["images"]
     ),
+    "evaluation.absent_prompts": Case(
+        {"evaluation": {"absent_prompts": []}}, lambda o: o.report["best"]["evaluation"]["absent_prompts"]
+    ),
+    "evaluation.absent_images": Case(
+        {"evaluation": {"absent_images": 1}}, lambda o: o.report["best"]["evaluation"]["absent_prompts"]
+    ),
     "model.base": weights(model={"base": "sam3", "checkpoint": "missing.pt"}),
     "model.checkpoint": Case(
         {"model": {"checkpoint": "other.pt"}}, plain={"model": {"base": "sam3", "checkpoint": "missing.pt"}}

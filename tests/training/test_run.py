@@ -47,6 +47,15 @@ def test_run_writes_what_it_promises(make_config):
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best", "epoch_1", "epoch_2"}
     assert (folder / "logs" / "training.log").read_text().count("saved checkpoints/") >= 3
     assert list((folder / "logs").glob("events.out.tfevents.*"))
+    points = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert [p["step"] for p in points if "train/loss" in p] == [1, 2, 3, 4, 5, 6]
+    assert [p["step"] for p in points if "val/segm_mAP" in p] == [3, 6]
+    for name, metrics in (("base", report.base["metrics"]), ("tuned", report.best["evaluation"]["metrics"])):
+        assert json.loads((folder / "evaluation" / name / "evaluation.json").read_text())["metrics"] == metrics
+        assert (folder / "evaluation" / name / "predictions.json").stat().st_size > 0
+    assert not (folder / "evaluation" / ".latest").exists()
+    page = (folder / "report.html").read_text()
+    assert "giraffe" in page
     assert json.loads((folder / "report.json").read_text())["steps"] == 6
     resolved = json.loads((folder / "config.resolved.json").read_text())
     assert (resolved["dataset"]["resolution"], resolved["training"]["device"]) == (140, "cpu")
@@ -97,6 +106,11 @@ def test_resumed_run_equals_an_uninterrupted_one(make_config, interrupted_after:
     assert caught.value.checkpoint == config.output.dir / "checkpoints" / f"step_{interrupted_after}"
     report = train(config, reporter=second, resume=config.output.dir)
     assert {**first.losses(), **second.losses()} == whole.losses()
+    lines = [
+        (make_config(n).output.dir / "logs" / "metrics.jsonl").read_text().splitlines() for n in ("whole", "parts")
+    ]
+    steps = [[p["step"] for p in map(json.loads, part) if "train/loss" in p] for part in lines]
+    assert steps[0] == steps[1] == [1, 2, 3, 4, 5, 6]
     expected = make_config("whole").output.dir / "checkpoints" / "epoch_2"
     assert same(adapter(config.output.dir / "checkpoints" / "epoch_2"), adapter(expected))
     whole_report = json.loads((make_config("whole").output.dir / "report.json").read_text())

@@ -15,6 +15,7 @@ warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 
 from sam3_lora.config import RunConfig, parse  # noqa: E402
+from sam3_lora.distributed import join  # noqa: E402
 from sam3_lora.events import Event, EventType  # noqa: E402
 from sam3_lora.model import weights  # noqa: E402
 from sam3_lora.training import step as step_module  # noqa: E402
@@ -56,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with join():  # one group for all runs
+        main()

@@ -1,0 +1,78 @@
+"""The estimate against the bytes that a real step with real values allocates, counted the same way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sam3_lora.config import RunConfig
+from sam3_lora.data.datapoint import collate
+from sam3_lora.lora.inject import adapter_parameters
+from sam3_lora.losses.sam3 import Counts, Sam3Loss
+from sam3_lora.training.estimate import BatchShape, LivingBytes, assumed_batch, estimate_memory, largest_batch
+from sam3_lora.training.optim import build_optimizer
+from sam3_lora.training.setup import prepare_data, prepare_model
+from sam3_lora.training.step import Stepper
+
+
+def measured(config: RunConfig) -> tuple[BatchShape, int]:
+    """Peak bytes of the second step (the first makes the optimiser's state) on the first images."""
+    data = prepare_data(config, 140)
+    adapted = prepare_model(config, 140, data.concepts)
+    adapters = adapter_parameters(adapted.model)
+    loss = Sam3Loss(masks=config.training.enable_segmentation, mask_points=config.training.mask_points)
+    loss.wrapper.o2m_matcher.threshold = -1.0  # an untrained model would match fewer queries than a trained one
+    stepper = Stepper(
+        adapted.model.train(),
+        loss,
+        build_optimizer(adapters, config.training),
+        list(adapters.values()),
+        amp_dtype=adapted.amp_dtype,
+        max_grad_norm=0.1,
+    )
+    batch = collate([data.train[0, i] for i in range(config.training.batch_size)], masks=loss.masks)
+    counts = Counts.of(batch)
+    stepper([batch])
+    living = LivingBytes()
+    stepper.optimizer.zero_grad(set_to_none=True)
+    for tensor in [*adapted.model.parameters(), *adapted.model.buffers()]:
+        living.watch(tensor)
+    for state in stepper.optimizer.state.values():
+        for tensor in state.values():
+            living.watch(tensor)
+    with living:
+        stepper([batch])
+    return BatchShape(len(batch.img_batch), counts.queries, counts.objects), living.peak
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"training": {"activation_checkpointing": "on"}},
+        {"training": {"use_amp": True, "batch_size": 4}},
+        {"training": {"mask_points": None}},
+        {"training": {"enable_segmentation": False}, "evaluation": {"metric": "bbox_mAP"}},
+        {"lora": {"vision_layers": 1}},
+        {"lora": {"apply_to_vision_encoder": False, "rank": 64}},
+    ],
+)
+def test_within_a_tenth_of_a_real_step(make_config: Callable[..., RunConfig], sections: dict[str, Any]):
+    config = make_config(**{"training": {"mask_points": 12544}, **sections})
+    shape, peak = measured(config)
+    assert estimate_memory(config, shape).peak == pytest.approx(peak, rel=0.1)
+
+
+def test_the_largest_batch_is_that_of_the_data(make_config: Callable[..., RunConfig]):
+    config = make_config()
+    data = prepare_data(config, 140)
+    samples = [data.train[0, i] for i in range(len(data.train))]
+    queries = sorted((len(sample.queries) for sample in samples), reverse=True)
+    objects = sorted((len(sample.boxes_N4) for sample in samples), reverse=True)
+    assert largest_batch(config) == BatchShape(2, sum(queries[:2]), sum(objects[:2]))
+
+
+def test_without_annotations_a_batch_is_assumed(make_config: Callable[..., RunConfig], tmp_path: Path):
+    config = make_config(dataset={"train_ann_file": str(tmp_path / "none.json"), "negatives_per_image": 3})
+    assert assumed_batch(config) == BatchShape(2, 10, 8)
