@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -60,7 +61,7 @@ class ConsoleReporter:
             self._show_progress(event.data)
         elif event.message:
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
-            self.progress.console.print(event.message, style=style, highlight=False)
+            self.progress.console.print(event.message, style=style, highlight=False, soft_wrap=True)
 
     def _show_progress(self, data: dict[str, Any]) -> None:
         shown: dict[str, Any] = {"epoch": f"{data['epoch']}/{data['epochs']}", "loss": data["loss"] or float("nan")}
@@ -73,6 +74,7 @@ class ConsoleReporter:
                 f"epoch {shown['epoch']} step {data['step']}/{data['steps']} loss {shown['loss']:.4g} "
                 f"{data['images_per_s']:.2f} images/s, {data['eta_s']:.0f} s left",
                 highlight=False,
+                soft_wrap=True,
             )
 
 
@@ -372,9 +374,13 @@ def _fail(error: Sam3LoraError) -> NoReturn:
 
 
 def _quiet() -> None:
-    """Upstream's import-time warnings tell a user nothing."""
+    """Upstream's import-time warnings tell a user nothing; warnings of the log do, unless a run tells them itself."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
+    handler = logging.StreamHandler()  # without one, sam3 logs something while imported, which sets up its own
+    handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: record.name != "sam3_lora.training")
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[handler])
 
 
 def train_command() -> None:

@@ -307,10 +307,11 @@ class _Run:
             {f"{name}/{key}": value for key, value in evaluation.metrics.items()}, step=self.progress.step, epoch=epoch
         )
         metric = self.config.evaluation.metric
+        value = evaluation.metrics[metric]
         self.reports.event(
             EventType.EVALUATION,
             {"model": "base" if name == "base" else "tuned", "epoch": epoch, **evaluation.to_dict()},
-            f"{name} after {self.progress.step} steps: {metric} {evaluation.metrics[metric]}",
+            f"{name} after {self.progress.step} steps: {metric} {'undefined' if value is None else f'{value:.3f}'}",
         )
         return evaluation
 
