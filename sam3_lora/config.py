@@ -156,6 +156,9 @@ class DatasetOptions(Section):
     """Whether every object of every category is annotated. If not, absent categories are not taught as absent."""
     negatives_per_image: int = Field(8, ge=0, le=200)
     """Absent categories asked per training image, drawn by (seed, epoch, image)."""
+    generic_negatives: int = Field(1, ge=0, le=8)
+    """Everyday words asked per training image as absent, of which the base model has found no trace in it: they keep
+    a model tuned on few categories from finding them everywhere. 0: none, and the base model is not asked."""
     max_queries_per_image: int = Field(32, ge=1, le=400)
     """Cap on queries of a training image; positives are kept before negatives."""
     box_prompts: Float = Field(0.0, ge=0, le=1)

@@ -10,16 +10,18 @@ from torch.utils.data import Dataset
 
 from sam3_lora.coco.schema import CocoDataset
 from sam3_lora.data.concepts import Concept, training_queries
-from sam3_lora.data.datapoint import Sample
+from sam3_lora.data.datapoint import Query, Sample
 from sam3_lora.data.exemplars import show_exemplars
 from sam3_lora.data.images import read_rgb
 from sam3_lora.data.transforms import draw_placement, jitter, place_boxes, place_image, place_masks, whole
 from sam3_lora.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from sam3_lora.coco.report import Id
     from sam3_lora.coco.schema import Annotation, ImageRecord
@@ -48,6 +50,7 @@ class TrainingSet(Dataset[Sample]):
     ) -> None:
         self.folder, self.concepts, self.options = folder, tuple(concepts), options
         self.resolution, self.masks, self.seed = resolution, masks, seed
+        self.absent_words: Mapping[int, tuple[str, ...]] = {}  # by position; set before samples are drawn
         self.entries: list[tuple[ImageRecord, tuple[Annotation, ...], frozenset[Id]]] = []
         for image in dataset.images.values():
             annotations = dataset.annotations_of(image.id)
@@ -69,12 +72,7 @@ class TrainingSet(Dataset[Sample]):
         epoch, position = index
         image, annotations, annotated = self.entries[position]
         rng = np.random.default_rng([self.seed, epoch, position])
-        pixels = read_rgb(
-            self.folder / image.file_name,
-            transparent_color=self.options.transparent_color,
-            size=(image.width, image.height),
-        )
-        pixels = jitter(rng, pixels, self.options.color_jitter)
+        pixels = jitter(rng, self.read(position), self.options.color_jitter)
         placement = draw_placement(rng, self.options, self.resolution)
         size_HW = (image.height, image.width)
         boxes = place_boxes(annotations, size_HW, placement)
@@ -89,6 +87,7 @@ class TrainingSet(Dataset[Sample]):
             options=self.options,
             rng=rng,
         )
+        queries += self._generic_negatives(position, len(queries), rng)
         if self.options.box_prompts > 0:
             queries = show_exemplars(queries, boxes, self.options.box_prompts, rng)
         return Sample(
@@ -99,6 +98,26 @@ class TrainingSet(Dataset[Sample]):
             image_id=position,
             original_size=size_HW,
         )
+
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """The image as it is on disk, 8-bit RGB (H, W, 3).
+
+        Raises:
+            DatasetError: if it cannot be read.
+        """
+        image = self.entries[position][0]
+        return read_rgb(
+            self.folder / image.file_name,
+            transparent_color=self.options.transparent_color,
+            size=(image.width, image.height),
+        )
+
+    def _generic_negatives(self, position: int, asked: int, rng: np.random.Generator) -> tuple[Query, ...]:
+        words = self.absent_words.get(position, ())
+        count = min(self.options.generic_negatives, len(words), self.options.max_queries_per_image - asked)
+        if count <= 0:
+            return ()
+        return tuple(Query(words[i], ()) for i in rng.choice(len(words), count, replace=False))
 
     def _trainable(self, image: ImageRecord, annotations: Sequence[Annotation]) -> tuple[Annotation, ...]:
         """Annotations that can be targets: no crowds, at least a pixel at full size, not too many of a category."""

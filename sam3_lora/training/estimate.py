@@ -55,7 +55,7 @@ def largest_batch(config: RunConfig) -> BatchShape:
         positives = sum(not found.isdisjoint(concept.category_ids) for concept in data.concepts)
         absent = sum(annotated.isdisjoint(concept.category_ids) for concept in data.concepts)
         negatives = min(options.negatives_per_image, absent) if options.exhaustive else 0
-        queries.append(min(positives + negatives, options.max_queries_per_image))
+        queries.append(min(positives + negatives + options.generic_negatives, options.max_queries_per_image))
         objects.append(len(kept))
     size = min(config.training.batch_size, len(images))
     most = (sum(sorted(values, reverse=True)[:size]) for values in (queries, objects))
@@ -66,7 +66,8 @@ def assumed_batch(config: RunConfig) -> BatchShape:
     """A micro-batch where there are no annotations to look at: two categories and four objects in each image."""
     options, size = config.dataset, config.training.batch_size
     negatives = options.negatives_per_image if options.exhaustive else 0
-    return BatchShape(size, size * min(2 + negatives, options.max_queries_per_image), size * 4)
+    queries = min(2 + negatives + options.generic_negatives, options.max_queries_per_image)
+    return BatchShape(size, size * queries, size * 4)
 
 
 @dataclass(frozen=True)

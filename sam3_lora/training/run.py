@@ -32,6 +32,7 @@ from sam3_lora.lora.inject import adapter_parameters
 from sam3_lora.lora.layers import adapters_off
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.training import checkpoint
+from sam3_lora.training.absent import find_absent_words
 from sam3_lora.training.batches import Batches
 from sam3_lora.training.optim import build_optimizer, learning_rate, set_learning_rate
 from sam3_lora.training.progress import Progress, Report
@@ -50,6 +51,7 @@ class Stop(StrEnum):
     INTERRUPT = "interrupt"  # save what `--resume` needs and leave at once
 
 
+ABSENT_WORDS = "absent_words.json"
 LATEST, TUNED = ".latest", "tuned"  # exported predictions: of the last validation, of the best one
 STOPS = (None, Stop.FINISH, Stop.INTERRUPT)  # the later outranks the earlier
 
@@ -140,9 +142,11 @@ class _Run:
             self.reports.message(notice, Level.WARNING)
         if resume is not None:
             self.reports.message(f"resumed after step {self.progress.step} of {self.total_steps}")
-        elif self.config.evaluation.baseline and self.data.validation is not None:
-            with adapters_off(self.adapted.model):
+        with adapters_off(self.adapted.model):
+            if resume is None and self.config.evaluation.baseline and self.data.validation is not None:
                 self.progress.base = self._evaluate("base").to_dict()
+            if self.config.dataset.generic_negatives > 0:
+                self._find_absent_words()
         self._train_epochs()
         return self._finish()
 
@@ -189,6 +193,36 @@ class _Run:
             checkpoint.recover(path / "checkpoints")
         self.world.wait()
         return checkpoint.find_resumable(path)
+
+    def _find_absent_words(self) -> None:
+        """What the base is sure not to see, kept in the run directory for when the run is resumed."""
+        file = self.folder / ABSENT_WORDS
+        if self.world.leads and not (file.exists() and self.progress.step > 0):
+            file.unlink(missing_ok=True)
+        self.world.wait()
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            self.data.train.absent_words = {int(position): tuple(words) for position, words in found.items()}
+            return
+        self.reports.phase(Phase.EVALUATING)
+        self.reports.message("asking the base model what is not in the training images")
+        self.data.train.absent_words = find_absent_words(
+            self._predictor(),
+            self.data.train,
+            seed=self.config.training.seed,
+            world=self.world,
+            on_image=lambda done, total: self._raise_if_interrupted(),
+        )
+        if self.world.leads:
+            file.write_text(json.dumps(self.data.train.absent_words), encoding="utf-8")
+
+    def _predictor(self) -> Predictor:
+        return Predictor(
+            self.adapted.model,
+            resolution=self.adapted.info.resolution,
+            amp_dtype=self.adapted.amp_dtype,
+            masks=self.config.training.enable_segmentation,
+        )
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.read_state(folder, self.config, self.adapted.info.base_fingerprint)
@@ -285,14 +319,8 @@ class _Run:
     def _evaluate(self, name: str) -> Evaluation:
         self.reports.phase(Phase.EVALUATING)
         assert self.data.validation is not None  # callers ask only where there is one
-        predictor = Predictor(
-            self.adapted.model,
-            resolution=self.adapted.info.resolution,
-            amp_dtype=self.adapted.amp_dtype,
-            masks=self.config.training.enable_segmentation,
-        )
         evaluation = evaluate(
-            predictor,
+            self._predictor(),
             self.data.validation,
             self.data.validation_folder,
             self.data.concepts,

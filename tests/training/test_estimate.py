@@ -67,6 +67,7 @@ def test_within_a_tenth_of_a_real_step(make_config: Callable[..., RunConfig], se
 def test_the_largest_batch_is_that_of_the_data(make_config: Callable[..., RunConfig]):
     config = make_config()
     data = prepare_data(config, 140)
+    data.train.absent_words = dict.fromkeys(range(len(data.train)), ("zebra", "whale"))
     samples = [data.train[0, i] for i in range(len(data.train))]
     queries = sorted((len(sample.queries) for sample in samples), reverse=True)
     objects = sorted((len(sample.boxes_N4) for sample in samples), reverse=True)
@@ -75,4 +76,4 @@ def test_the_largest_batch_is_that_of_the_data(make_config: Callable[..., RunCon
 
 def test_without_annotations_a_batch_is_assumed(make_config: Callable[..., RunConfig], tmp_path: Path):
     config = make_config(dataset={"train_ann_file": str(tmp_path / "none.json"), "negatives_per_image": 3})
-    assert assumed_batch(config) == BatchShape(2, 10, 8)
+    assert assumed_batch(config) == BatchShape(2, 2 * (2 + 3 + 1), 8)

@@ -91,6 +91,7 @@ CASES: dict[str, Case] = {
     "dataset.limit_images": weights(dataset={"limit_images": 3}),
     "dataset.exhaustive": Case({"dataset": {"exhaustive": False}}, plain=NO_CROSSES),
     "dataset.negatives_per_image": Case({"dataset": {"negatives_per_image": 0}}, plain=NO_CROSSES),
+    "dataset.generic_negatives": weights(dataset={"generic_negatives": 0}),
     "dataset.max_queries_per_image": weights(dataset={"max_queries_per_image": 1}),
     "dataset.box_prompts": weights(dataset={"box_prompts": 1.0}),
     "dataset.val_fraction": Case(
