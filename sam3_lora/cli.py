@@ -42,40 +42,53 @@ class AdapterFormat(StrEnum):
 
 
 class ConsoleReporter:
-    """Shows a run: a live bar on a terminal, plain lines elsewhere."""
+    """Shows a run: live bars on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]:.3g}"),
+            TextColumn("{task.completed}/{task.total}{task.fields[loss]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task: TaskID | None = None
+        self.training: TaskID | None = None
+        self.asking: TaskID | None = None
         self.lines = 0
 
     def __call__(self, event: Event) -> None:
-        if event.type is EventType.PROGRESS:
-            self._show_progress(event.data)
+        if event.type is EventType.PROGRESS and "images_total" in event.data:
+            self._show_asking(event.data["images_done"], event.data["images_total"])
+        elif event.type is EventType.PROGRESS:
+            self._show_training(event.data)
         elif event.message:
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
             self.progress.console.print(event.message, style=style, highlight=False, soft_wrap=True)
 
-    def _show_progress(self, data: dict[str, Any]) -> None:
-        shown: dict[str, Any] = {"epoch": f"{data['epoch']}/{data['epochs']}", "loss": data["loss"] or float("nan")}
-        if self.task is None:
-            self.task = self.progress.add_task("training", total=data["steps"], **shown)
-        self.progress.update(self.task, completed=data["step"], **shown)
+    def _show_training(self, data: dict[str, Any]) -> None:
+        epoch = f"epoch {data['epoch']}/{data['epochs']}"
+        loss = "nan" if data["loss"] is None else f"{data['loss']:.4g}"
+        if self.training is None:
+            self.training = self.progress.add_task(epoch, total=data["steps"], loss="")
+        self.progress.update(self.training, description=epoch, completed=data["step"], loss=f"  loss {loss}")
         if not console.is_terminal and data["percent"] >= self.lines * 10:
             self.lines = int(data["percent"] // 10) + 1
             console.print(
-                f"epoch {shown['epoch']} step {data['step']}/{data['steps']} loss {shown['loss']:.4g} "
+                f"{epoch} step {data['step']}/{data['steps']} loss {loss} "
                 f"{data['images_per_s']:.2f} images/s, {data['eta_s']:.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def _show_asking(self, done: int, total: int) -> None:
+        """A bar while the model is asked about images; without a terminal, the log's own lines must do."""
+        if self.asking is None:
+            self.asking = self.progress.add_task("images", total=total, loss="")
+        self.progress.update(self.asking, completed=done, total=total)
+        if done == total:
+            self.progress.remove_task(self.asking)
+            self.asking = None
 
 
 class _Interrupt:

@@ -32,7 +32,9 @@ class EventType(StrEnum):
 
     PHASE = "phase"  # phase: Phase
     RESOLVED = "resolved"  # config: every value as used; adapted_modules, trainable_parameters, trainable_percent
-    PROGRESS = "progress"  # epoch, epochs, step, steps, percent, eta_s (or null), images_per_s (or null)
+    # epoch, epochs, step, steps, percent, loss; while training eta_s, images_per_s; while the model is asked about
+    # images, as in evaluation, images_done, images_total
+    PROGRESS = "progress"
     METRICS = "metrics"  # step, epoch, values: {name: number or null}
     MESSAGE = "message"  # the text is in `message`
     CHECKPOINT = "checkpoint"  # folder (relative to the run directory), kind: epoch|best, epoch, step, metric, value

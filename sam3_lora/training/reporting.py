@@ -31,6 +31,8 @@ class RunReporter:
         self._board = None if folder is None or not tensorboard else _summary_writer(folder / "logs")
         self._last_progress = -math.inf
         self._durations: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+        self._phase: Phase | None = None
+        self._place: dict[str, float] = {}  # in the training, as last reported
         self._pending: list[dict[str, float]] = []
         self._file = None if folder is None else folder / "logs" / METRICS_FILE
         self.points: list[dict[str, Any]] = []  # every reported metric by step, as in the file
@@ -45,7 +47,9 @@ class RunReporter:
         self._file.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
 
     def phase(self, phase: Phase) -> None:
-        self._report(Event(EventType.PHASE, data={"phase": phase}))
+        if phase is not self._phase:
+            self._phase = phase
+            self._report(Event(EventType.PHASE, data={"phase": phase}))
 
     def message(self, text: str, level: Level = Level.INFO) -> None:
         log.log(logging.WARNING if level is Level.WARNING else logging.INFO, text)
@@ -68,21 +72,27 @@ class RunReporter:
             means = {f"train/{k}": sum(p[k] for p in self._pending) / len(self._pending) for k in keys}
             self.metrics(means, step=step, epoch=epoch)
             self._pending.clear()
+        self._place = {
+            "epoch": epoch,
+            "epochs": epochs,
+            "step": step,
+            "steps": steps,
+            "percent": round(100 * step / steps, 2),
+            "loss": values["loss"],
+        }
+        mean_s = sum(s for s, _ in self._durations) / len(self._durations)
+        times = {"eta_s": round(mean_s * (steps - step), 1), "images_per_s": round(speed, 3)}
+        self._progress(times, always=step == steps)
+
+    def asked(self, done: int, total: int) -> None:
+        """Report that the model was asked about so many images."""
+        self._progress({"images_done": done, "images_total": total}, always=done == total)
+
+    def _progress(self, what: dict[str, float], *, always: bool) -> None:
         now = time.monotonic()
-        if now - self._last_progress >= PROGRESS_INTERVAL_S or step == steps:
+        if always or now - self._last_progress >= PROGRESS_INTERVAL_S:
             self._last_progress = now
-            mean_s = sum(s for s, _ in self._durations) / len(self._durations)
-            progress = {
-                "epoch": epoch,
-                "epochs": epochs,
-                "step": step,
-                "steps": steps,
-                "percent": round(100 * step / steps, 2),
-                "eta_s": round(mean_s * (steps - step), 1),
-                "images_per_s": round(speed, 3),
-                "loss": values["loss"],
-            }
-            self._report(Event(EventType.PROGRESS, data=progress))
+            self._report(Event(EventType.PROGRESS, data={**self._place, **what}))
 
     def metrics(self, values: Mapping[str, float | None], *, step: int, epoch: int) -> None:
         clean = finite(dict(values))

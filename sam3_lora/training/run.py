@@ -211,7 +211,7 @@ class _Run:
             self.data.train,
             seed=self.config.training.seed,
             world=self.world,
-            on_image=lambda done, total: self._raise_if_interrupted(),
+            on_image=self._after_image,
         )
         if self.world.leads:
             file.write_text(json.dumps(self.data.train.absent_words), encoding="utf-8")
@@ -327,7 +327,7 @@ class _Run:
             self.config.dataset,
             self.config.evaluation,
             export=self.evaluations / ("base" if name == "base" else LATEST),
-            on_image=lambda done, total: self._raise_if_interrupted(),
+            on_image=self._after_image,
             world=self.world,
         )
         epoch = self.progress.epoch + (name == "val")
@@ -409,6 +409,10 @@ class _Run:
                 self.reports.message(f"training.max_seconds ({limit:g}) is reached: evaluating and saving")
                 self.finishing = True
         return self.finishing
+
+    def _after_image(self, done: int, total: int) -> None:
+        self.reports.asked(done, total)
+        self._raise_if_interrupted()
 
     def _raise_if_interrupted(self) -> Stop | None:
         """What was asked of any process; all of them come here equally often, so that all leave together."""

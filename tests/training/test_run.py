@@ -1,3 +1,4 @@
+import errno
 import json
 import tempfile
 from collections.abc import Callable
@@ -7,7 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sam3_lora.errors import AdapterError, CheckpointError, ConfigError, DatasetError, DivergedError, OutOfMemoryError
+from sam3_lora.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DivergedError,
+    NothingTrainedError,
+    OutOfMemoryError,
+    StorageFullError,
+)
 from sam3_lora.events import Event, EventType
 from sam3_lora.training.run import InterruptedRunError, Stop, train
 from sam3_lora.training.step import Stepper
@@ -66,7 +76,7 @@ def test_run_writes_what_it_promises(make_config):
     assert phases[:4] == ["starting", "loading_model", "evaluating", "training"]
     assert phases[-1] == "finalizing"
     assert sorted(events.losses()) == [1, 2, 3, 4, 5, 6]
-    progress = events.of(EventType.PROGRESS)[-1].data
+    progress = [event.data for event in events.of(EventType.PROGRESS) if "eta_s" in event.data][-1]
     assert (progress["step"], progress["steps"], progress["percent"]) == (6, 6, 100.0)
     kinds = [(e.data["kind"], e.data["folder"]) for e in events.of(EventType.CHECKPOINT)]
     assert ("best", "checkpoints/best") in kinds
@@ -222,6 +232,42 @@ def test_out_of_memory_names_what_to_lower(make_config, monkeypatch: pytest.Monk
         train(make_config(evaluation={"baseline": False}))
     assert caught.value.code == "gpu_oom"
     assert "dataset.resolution" in caught.value.hint
+
+
+def test_steps_that_all_fail_are_no_success(make_config, poison: Callable[[int], None]):
+    poison(1)
+    config = make_config(training={"max_nonfinite_steps": 100}, evaluation={"baseline": False})
+    with pytest.raises(NothingTrainedError, match="not one optimiser step"):
+        train(config)
+
+
+def test_full_disk_is_named_and_leaves_the_last_good_checkpoint(make_config, monkeypatch: pytest.MonkeyPatch):
+    saved = []
+
+    def fill(state: object, path: Path) -> None:
+        if saved:
+            path.write_bytes(b"half of")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.append(path)
+        original(state, path)
+
+    original = torch.save
+    config = make_config(evaluation={"baseline": False})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fill)
+        with pytest.raises(StorageFullError, match="disk is full"):
+            train(config)
+    assert {p.name for p in (config.output.dir / "checkpoints").iterdir()} == {"best", "epoch_1"}
+    events = Recorder()
+    train(config, reporter=events, resume=config.output.dir)
+    assert min(events.losses()) == 4
+
+
+def test_progress_is_told_while_the_model_is_asked(make_config):
+    events = Recorder()
+    train(make_config(training={"max_epochs": 1}), reporter=events)
+    asked = [e.data for e in events.of(EventType.PROGRESS) if "images_total" in e.data]
+    assert [data["images_total"] for data in asked if data["images_done"] == data["images_total"]] == [2, 6, 2]
 
 
 def test_early_stopping_and_retention(make_config, monkeypatch: pytest.MonkeyPatch):
