@@ -32,13 +32,15 @@ class RunReporter:
         self._last_progress = -math.inf
         self._durations: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
         self._phase: Phase | None = None
-        self._place: dict[str, float] = {}  # in the training, as last reported
+        self._place: dict[str, float | None] = {}  # in the training, as last reported
         self._pending: list[dict[str, float]] = []
         self._file = None if folder is None else folder / "logs" / METRICS_FILE
         self.points: list[dict[str, Any]] = []  # every reported metric by step, as in the file
 
-    def go_on_after(self, step: int) -> None:
-        """Keep the metrics of an earlier part of this run up to a step; 0 forgets those of an earlier run."""
+    def begin(self, *, epoch: int, epochs: int, step: int, steps: int) -> None:
+        """Tell where the run starts: after `step` (of an earlier part, whose metrics are kept; 0 forgets them)."""
+        percent = round(100 * step / max(1, steps), 2)
+        self._place = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "percent": percent, "loss": None}
         if self._file is None:
             return
         if self._file.exists():

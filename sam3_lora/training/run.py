@@ -135,7 +135,6 @@ class _Run:
         self._build_stepper()
         if resume is not None:
             self._restore(self._find_resumable(resume))
-        self.reports.go_on_after(self.progress.step)
         self._count_steps()
         self._tell_resolved(resolution)
         for notice in self.data.notices:
@@ -171,6 +170,9 @@ class _Run:
         if training.max_steps is not None:
             self.total_steps = min(self.total_steps, training.max_steps)
         progress.ended &= progress.step >= self.total_steps  # more epochs may be asked for now
+        self.reports.begin(
+            epoch=progress.epoch + 1, epochs=training.max_epochs, step=progress.step, steps=self.total_steps
+        )
 
     def _tell_resolved(self, resolution: int) -> None:
         values = self.config.model_dump(mode="json")

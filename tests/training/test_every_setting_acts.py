@@ -24,6 +24,7 @@ from sam3_lora.config import COMPONENTS, RunConfig, Section
 from sam3_lora.errors import Sam3LoraError
 from sam3_lora.events import Event, EventType
 from sam3_lora.synthetic.coco_export import ANNOTATIONS
+from sam3_lora.training import absent
 from sam3_lora.training.run import train
 
 SHORT = {"training": {"max_steps": 2}, "evaluation": {"baseline": False, "every_epochs": 9}}
@@ -211,6 +212,7 @@ def run(
     poison: Callable[[int], None],
 ) -> Callable[..., Outcome]:
     monkeypatch.chdir(variants)
+    monkeypatch.setattr(absent, "TRACE", 2.0)  # with random weights, everything leaves a trace
 
     def observe(sections: Sections, broken_gradients: bool) -> Outcome:
         outcome = Outcome()

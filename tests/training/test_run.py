@@ -268,6 +268,7 @@ def test_progress_is_told_while_the_model_is_asked(make_config):
     train(make_config(training={"max_epochs": 1}), reporter=events)
     asked = [e.data for e in events.of(EventType.PROGRESS) if "images_total" in e.data]
     assert [data["images_total"] for data in asked if data["images_done"] == data["images_total"]] == [2, 6, 2]
+    assert asked[0].items() >= {"epoch": 1, "epochs": 1, "step": 0, "steps": 3, "percent": 0.0, "loss": None}.items()
 
 
 def test_early_stopping_and_retention(make_config, monkeypatch: pytest.MonkeyPatch):
