@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATASET ?=
 PORT ?= 8000
+NAME ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -58,10 +59,13 @@ lock: ## Write requirements.lock from a fresh environment
 	$(VENV)-lock/bin/pip freeze --exclude sam3-lora-service --exclude-editable > requirements.lock
 	rm -rf $(VENV)-lock
 
+bench: setup ## List the benchmarks, or run one (NAME=learning)
+	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
 pretrain: setup ## Pretrain sam3-tiny again (hours on a CPU)
 	$(BIN)/python -m pretraining.sam3_tiny $(ARGS)
 
 clean: ## Remove the environment and all caches; data stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help setup demo serve test test-gpu format lint types contracts drift check lock pretrain clean
+.PHONY: help setup demo serve test test-gpu format lint types contracts drift check lock bench pretrain clean

@@ -234,7 +234,8 @@ class TrainingConfig(Section):
     mask_points: int | None = Field(12544, ge=64, le=1_000_000)
     """Points sampled per mask by the mask loss (arXiv 2112.01527); None: every pixel."""
     frozen_dropout: bool = False
-    """Keep upstream's dropout and drop-path inside frozen modules. Off trains faster and leaner."""
+    """Keep upstream's dropout and drop-path inside frozen modules. Off learns better (`benchmarks/README.md`), and
+    trains faster and leaner."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in backward to save memory; auto: on for all but small models."""
     num_workers: int = Field(2, ge=0, le=64)

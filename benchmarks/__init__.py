@@ -1,0 +1,1 @@
+"""Measurements that take minutes: what each says and the latest figures are in README.md."""
