@@ -22,7 +22,6 @@ from rich.table import Table
 from sam3_lora import config as configuration
 from sam3_lora.errors import ConfigError, Sam3LoraError
 from sam3_lora.events import Event, EventType
-from sam3_lora.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -119,7 +118,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the final report as JSON on standard output.")] = False,
 ) -> None:
     """Train an adapter as a YAML configuration says; under torchrun, on several GPUs or machines."""
-    _prepare()
+    _quiet()
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
     console.quiet = not leads
     try:
@@ -160,7 +159,7 @@ def predict(
     output: Annotated[Path | None, typer.Option(help="PNG to draw the detections on.")] = None,
 ) -> None:
     """Find prompts in an image, or what looks like the boxes; prints COCO results as JSON."""
-    _prepare()
+    _quiet()
     from sam3_lora.data.exemplars import BOX_ALONE
     from sam3_lora.data.images import read_rgb
     from sam3_lora.evaluation.coco_metrics import to_results
@@ -206,7 +205,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print all metrics, per category too, as JSON.")] = False,
 ) -> None:
     """Measure base and adapter on annotated images, as validation in training does."""
-    _prepare()
+    _quiet()
     from sam3_lora.evaluation.compare import compare
 
     try:
@@ -246,7 +245,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print every adapted module as JSON.")] = False,
 ) -> None:
     """Show what a configuration would adapt and how much memory it needs, without weights."""
-    _prepare()
+    _quiet()
     try:
         run_config = configuration.load(config)
         from sam3_lora.lora.inject import inject
@@ -291,7 +290,7 @@ def merge(
     checkpoint: Annotated[Path | None, typer.Option(help="Official weights (sam3.pt) instead of the hub.")] = None,
 ) -> None:
     """Fold an adapter into its base: one file of plain SAM3 weights."""
-    _prepare()
+    _quiet()
     from sam3_lora.lora.export import export_merged
 
     try:
@@ -311,7 +310,7 @@ def export(
     ],
 ) -> None:
     """Write an adapter as a folder to give away, without any training state."""
-    _prepare()
+    _quiet()
     from sam3_lora.lora.export import export_native
     from sam3_lora.lora.huggingface import export_peft
 
@@ -387,12 +386,8 @@ def _fail(error: Sam3LoraError) -> NoReturn:
     raise typer.Exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
 
 
-def _prepare() -> None:
-    """What comes before torch is imported.
-
-    Upstream's import-time warnings tell a user nothing; warnings of the log do, unless a run tells them itself.
-    """
-    wait_without_spinning()
+def _quiet() -> None:
+    """Upstream's import-time warnings tell a user nothing; warnings of the log do, unless a run tells them itself."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     handler = logging.StreamHandler()  # without one, sam3 logs something while imported, which sets up its own

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from sam3_lora.config import RunConfig, parse
 from sam3_lora.errors import ConfigError, Sam3LoraError
 from sam3_lora.events import Event, EventType, Level
-from sam3_lora.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -69,7 +68,6 @@ class StopSignals:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    wait_without_spinning()
     if options.lease_timeout is not None:
         threading.Thread(target=_watch_lease, args=(options.lease_timeout,), daemon=True).start()
     events = os.dup(1)
