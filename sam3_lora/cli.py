@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -166,7 +168,7 @@ def predict(
     from sam3_lora.evaluation.overlay import draw_instances
     from sam3_lora.evaluation.predict import open_predictor
 
-    try:
+    with _errors_named():
         boxes = [_box(text) for text in box or []]
         if not prompt and not boxes:
             raise _wrong_option("--prompt", "give a prompt, a box, or both")
@@ -174,8 +176,6 @@ def predict(
         predictor, _ = open_predictor(adapter, base=base, checkpoint=checkpoint)
         pixels = read_rgb(image)
         found = predictor.predict(pixels, texts, boxes_xywh=boxes, min_score=threshold)
-    except Sam3LoraError as error:
-        _fail(error)
     answers = []
     for number, (text, detections) in enumerate(zip(texts, found, strict=True), start=1):
         results = to_results(detections, 1, number)
@@ -246,20 +246,15 @@ def inspect(
 ) -> None:
     """Show what a configuration would adapt and how much memory it needs, without weights."""
     _quiet()
-    try:
+    with _errors_named():
         run_config = configuration.load(config)
-        from sam3_lora.lora.inject import inject
-        from sam3_lora.model.build import build_skeleton
-        from sam3_lora.model.weights import architecture_of
-        from sam3_lora.training.estimate import assumed_batch, estimate_memory, largest_batch
+        from sam3_lora.training.estimate import adapted_skeleton, assumed_batch, estimate_memory, largest_batch
 
-        injection = inject(build_skeleton(architecture_of(run_config.model.base)), run_config.lora)
+        model, injection = adapted_skeleton(run_config)
         assumed = not run_config.dataset.train_ann_file.exists()
         batch = assumed_batch(run_config) if assumed else largest_batch(run_config)
         with console.status("estimating memory"):
-            memory = estimate_memory(run_config, batch)
-    except Sam3LoraError as error:
-        _fail(error)
+            memory = estimate_memory(model, run_config, batch)
     if as_json:
         shape = {**asdict(batch), "assumed": assumed}
         values = {**injection.to_dict(), "peak_memory_bytes": memory.to_dict(), "batch": shape}
@@ -293,10 +288,8 @@ def merge(
     _quiet()
     from sam3_lora.lora.export import export_merged
 
-    try:
+    with _errors_named():
         export_merged(adapter, output, checkpoint=checkpoint)
-    except Sam3LoraError as error:
-        _fail(error)
     console.print(f"merged weights: {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
 
 
@@ -314,10 +307,8 @@ def export(
     from sam3_lora.lora.export import export_native
     from sam3_lora.lora.huggingface import export_peft
 
-    try:
+    with _errors_named():
         (export_peft if form is AdapterFormat.PEFT else export_native)(adapter, output)
-    except Sam3LoraError as error:
-        _fail(error)
     console.print(f"{form} adapter: {output}", highlight=False)
 
 
@@ -373,6 +364,15 @@ def _box(text: str) -> list[float]:
 
 def _wrong_option(option: str, message: str) -> ConfigError:
     return ConfigError(f"{option}: {message}", errors=[{"pointer": option, "code": "invalid", "message": message}])
+
+
+@contextmanager
+def _errors_named() -> Iterator[None]:
+    """End the command with the text and exit code of an error that the library raised on purpose."""
+    try:
+        yield
+    except Sam3LoraError as error:
+        _fail(error)
 
 
 def _fail(error: Sam3LoraError) -> NoReturn:

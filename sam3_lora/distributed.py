@@ -57,6 +57,15 @@ class World:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]  # all are filled now
 
+    def share(self, count: int) -> Iterator[tuple[int | None, int]]:
+        """Divide `count` pieces of work: as (this process's next piece or None, pieces done by all after this round).
+
+        Every process gets the same number of rounds, so that all may talk to each other in each.
+        """
+        for first in range(0, count, self.size):
+            own = first + self.rank
+            yield (own if own < count else None), min(first + self.size, count)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:

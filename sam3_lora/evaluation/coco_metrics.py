@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pycocotools import mask as rle_codec
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam3_lora.data.images import read_rgb
 from sam3_lora.data.transforms import compressed
 from sam3_lora.distributed import World
 from sam3_lora.evaluation.cgf1 import THRESHOLD, presence_scores
+from sam3_lora.evaluation.matching import coco_index, detections_index
 from sam3_lora.evaluation.probe import FalseAlarms, count_false_alarms, not_in_dataset, rate
 
 if TYPE_CHECKING:
@@ -80,10 +80,9 @@ def evaluate(
     texts = [concept.texts[0] for concept in concepts]
     absent = not_in_dataset(settings.absent_prompts, concepts)
     own: list[tuple[int, list[dict[str, Any]], list[bool] | None]] = []
-    for first in range(0, len(images), world.size):  # the same number of rounds in every process
-        number = first + world.rank + 1
-        if number <= len(images):
-            image = images[number - 1]
+    for index, done in world.share(len(images)):
+        if index is not None:
+            image, number = images[index], index + 1
             pixels = read_rgb(
                 folder / image.file_name,
                 transparent_color=options.transparent_color,
@@ -96,7 +95,7 @@ def evaluate(
             if number <= settings.absent_images:
                 fired = [len(d.scores_K) > 0 for d in predictor.ask(encoded, absent, min_score=THRESHOLD)]
             own.append((number, results, fired))
-        on_image(min(first + world.size, len(images)), len(images))
+        on_image(done, len(images))
     answers = sorted((row for part in world.gather(own) for row in part), key=lambda row: row[0])
     results = [entry for _, entries, _ in answers for entry in entries]
     truth = ground_truth(dataset, images, concepts)
@@ -182,32 +181,15 @@ def score(
 
 
 def _run(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval | None:
-    annotations = truth["annotations"]
-    if kind == "segm":
-        annotations = [a for a in annotations if "segmentation" in a]
-    if not annotations:
-        return None
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {**truth, "annotations": annotations}
-        coco.createIndex()
-        scorer = COCOeval(coco, _detections(truth, results), kind)
+        annotated = coco_index(truth, truth["annotations"], kind)
+        if not annotated.anns:
+            return None
+        scorer = COCOeval(annotated, detections_index(truth, results, kind), kind)
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
     return scorer
-
-
-def _detections(truth: dict[str, Any], results: list[dict[str, Any]]) -> COCO:
-    """Like `COCO.loadRes`, which cannot load an empty list and derives boxes from masks."""
-    coco = COCO()
-    entries = []
-    for number, entry in enumerate(results, start=1):
-        area = rle_codec.area(entry["segmentation"]) if "segmentation" in entry else entry["bbox"][2] * entry["bbox"][3]
-        entries.append({**entry, "id": number, "iscrowd": 0, "area": float(area)})
-    coco.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": entries}
-    coco.createIndex()
-    return coco
 
 
 def _defined(value: float) -> float | None:

@@ -6,7 +6,6 @@ stays text.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import re
@@ -16,9 +15,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from pycocotools import mask as rle_codec
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,40 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-IOU = 0.5
 SIZE_INCHES = (5.4, 3.5)
 DRAWN_POINTS = 200  # longer curves are drawn as means of several points
 # Placeholders that matplotlib takes for colours, and what the page is given in their place.
 INK, GRID, TUNED, BASE = "#010203", "#010204", "#010205", "#010206"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--line)", TUNED: "var(--tuned)", BASE: "var(--base)"}
-
-
-def match(truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], kind: str) -> COCOeval:
-    """Detections matched to the truth by pycocotools at IoU 0.5, at most 100 for each image and category.
-
-    Args:
-        truth: COCO JSON.
-        predictions: COCO results; in the outcome, their ids are their positions, from 1.
-        kind: "segm" (entries without a mask are left out) or "bbox".
-    """
-    detections = [
-        {**entry, "id": number, "iscrowd": 0, "area": _area(entry)} for number, entry in enumerate(predictions, start=1)
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        scorer = COCOeval(_coco(truth, truth["annotations"], kind), _coco(truth, detections, kind), kind)
-        scorer.params.iouThrs = np.array([IOU])
-        scorer.params.areaRng, scorer.params.areaRngLbl = [[0, 1e10]], ["all"]
-        scorer.params.maxDets = [100]
-        scorer.evaluate()
-        scorer.accumulate()
-    return scorer
-
-
-def precision_over_recall(scorer: COCOeval) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Recalls and precisions, (101,) each: the mean over categories that have objects; None where none has."""
-    by_category = scorer.eval["precision"][0, :, :, 0, -1]
-    known = by_category[:, (by_category > -1).any(0)]
-    return (np.asarray(scorer.params.recThrs), known.mean(1)) if known.size else None
 
 
 def plot_precision_recall(curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> str:
@@ -103,20 +70,6 @@ def plot_metric(points: Sequence[Mapping[str, Any]], metric: str, *, lower_is_be
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     _legend(axes)
     return _svg(figure, "metric")
-
-
-def _coco(truth: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], kind: str) -> COCO:
-    coco = COCO()  # copies: the scorer writes into its entries
-    kept = [dict(entry) for entry in entries if kind == "bbox" or "segmentation" in entry]
-    coco.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": kept}
-    coco.createIndex()
-    return coco
-
-
-def _area(entry: Mapping[str, Any]) -> float:
-    if "segmentation" in entry:
-        return float(rle_codec.area(entry["segmentation"]))
-    return float(entry["bbox"][2] * entry["bbox"][3])
 
 
 def _series(points: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:

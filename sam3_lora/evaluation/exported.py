@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sam3_lora.evaluation.curves import match
+from sam3_lora.evaluation.matching import match
 
 if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval

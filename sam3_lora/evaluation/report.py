@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from sam3_lora.evaluation import curves as plots
 from sam3_lora.evaluation.exported import load, number
+from sam3_lora.evaluation.matching import precision_over_recall
 from sam3_lora.evaluation.worst_images import worst_images
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _figures(models: Mapping[str, EvaluatedModel], metric: str) -> dict[str, Any
     def change(name: str) -> dict[str, Any]:
         return {"name": name, **_change(base.metric(name) if base else None, tuned.metric(name), name)}
 
-    lines = {name: plots.precision_over_recall(model.matches) for name, model in models.items()}
+    lines = {name: precision_over_recall(model.matches) for name, model in models.items()}
     drawn = {name: line for name, line in lines.items() if line is not None}
     return {
         "has_base": base is not None,

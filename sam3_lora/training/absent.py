@@ -44,12 +44,12 @@ def find_absent_words(
     candidates = not_in_dataset(everyday_words(), images.concepts)
     positions = np.random.default_rng([seed, len(images)]).permutation(len(images))[:MOST_IMAGES].tolist()
     own: dict[int, tuple[str, ...]] = {}
-    for first in range(0, len(positions), world.size):  # the same number of rounds in every process
-        if first + world.rank < len(positions):
-            position = positions[first + world.rank]
+    for number, done in world.share(len(positions)):
+        if number is not None:
+            position = positions[number]
             drawn = np.random.default_rng([seed, position]).choice(len(candidates), CANDIDATES, replace=False)
             asked = [candidates[i] for i in drawn]
             found = base.ask(base.encode(images.read(position)), asked, min_score=TRACE)
             own[position] = tuple(w for w, d in zip(asked, found, strict=True) if not len(d.scores_K))
-        on_image(min(first + world.size, len(positions)), len(positions))
+        on_image(done, len(positions))
     return {position: kept for part in world.gather(own) for position, kept in part.items()}

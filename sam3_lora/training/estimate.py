@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sam3_lora.lora.inject import adapter_parameters, inject
+from sam3_lora.lora.inject import Injection, adapter_parameters, inject
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.model.build import build_skeleton
 from sam3_lora.model.weights import architecture_of, choose_recomputation
@@ -90,8 +90,8 @@ class MemoryEstimate:
         return {**asdict(self), "peak": self.peak}
 
 
-def estimate_memory(config: RunConfig, batch: BatchShape) -> MemoryEstimate:
-    """Peak memory of a training step on one device.
+def adapted_skeleton(config: RunConfig) -> tuple[nn.Module, Injection]:
+    """The model that a run would train, without weights, and what is adapted in it.
 
     Raises:
         ConfigError: if switches, targets or resolution do not fit the base.
@@ -99,9 +99,19 @@ def estimate_memory(config: RunConfig, batch: BatchShape) -> MemoryEstimate:
     resolution = choose_resolution(config.model, config.dataset.resolution)
     model = build_skeleton(architecture_of(config.model.base), resolution=resolution)
     choose_recomputation(model, config.training.activation_checkpointing)
-    inject(model, config.lora)
+    injection = inject(model, config.lora)
     if not config.training.frozen_dropout:
         switch_off_frozen_dropout(model)
+    return model, injection
+
+
+def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> MemoryEstimate:
+    """Peak memory of a training step on one device.
+
+    Args:
+        model: what `adapted_skeleton` made of the configuration; of no use afterwards.
+    """
+    resolution = choose_resolution(config.model, config.dataset.resolution)
     adapters = sum(p.numel() for p in adapter_parameters(model).values())
     loss = Sam3Loss(masks=config.training.enable_segmentation, mask_points=config.training.mask_points)
     amp_dtype = AMP_DTYPES[config.training.amp_dtype] if config.training.use_amp else None

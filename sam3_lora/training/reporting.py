@@ -39,8 +39,7 @@ class RunReporter:
 
     def begin(self, *, epoch: int, epochs: int, step: int, steps: int) -> None:
         """Tell where the run starts: after `step` (of an earlier part, whose metrics are kept; 0 forgets them)."""
-        percent = round(100 * step / max(1, steps), 2)
-        self._place = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "percent": percent, "loss": None}
+        self._place = _place(epoch, epochs, step, steps, loss=None)
         if self._file is None:
             return
         if self._file.exists():
@@ -74,14 +73,7 @@ class RunReporter:
             means = {f"train/{k}": sum(p[k] for p in self._pending) / len(self._pending) for k in keys}
             self.metrics(means, step=step, epoch=epoch)
             self._pending.clear()
-        self._place = {
-            "epoch": epoch,
-            "epochs": epochs,
-            "step": step,
-            "steps": steps,
-            "percent": round(100 * step / steps, 2),
-            "loss": values["loss"],
-        }
+        self._place = _place(epoch, epochs, step, steps, values["loss"])
         mean_s = sum(s for s, _ in self._durations) / len(self._durations)
         times = {"eta_s": round(mean_s * (steps - step), 1), "images_per_s": round(speed, 3)}
         self._progress(times, always=step == steps)
@@ -115,6 +107,11 @@ class RunReporter:
         if self._handler is not None:
             logging.getLogger("sam3_lora").removeHandler(self._handler)
             self._handler.close()
+
+
+def _place(epoch: int, epochs: int, step: int, steps: int, loss: float | None) -> dict[str, float | None]:
+    percent = round(100 * step / max(1, steps), 2)
+    return {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "percent": percent, "loss": loss}
 
 
 def _log_to(folder: Path) -> logging.Handler:

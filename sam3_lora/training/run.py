@@ -199,12 +199,12 @@ class _Run:
     def _find_absent_words(self) -> None:
         """What the base is sure not to see, kept in the run directory for when the run is resumed."""
         file = self.folder / ABSENT_WORDS
-        if self.world.leads and not (file.exists() and self.progress.step > 0):
-            file.unlink(missing_ok=True)
-        self.world.wait()
-        if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            self.data.train.absent_words = {int(position): tuple(words) for position, words in found.items()}
+        kept = None
+        if self.world.leads and self.progress.step > 0 and file.exists():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = self.world.gather(kept)[0]  # the leader's: other machines may not have the file
+        if kept is not None:
+            self.data.train.absent_words = {int(position): tuple(words) for position, words in kept.items()}
             return
         self.reports.phase(Phase.EVALUATING)
         self.reports.message("asking the base model what is not in the training images")

@@ -18,7 +18,7 @@ from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam3_lora.evaluation import curves, report
+from sam3_lora.evaluation import curves, matching, report
 from sam3_lora.evaluation.report import write_report
 
 WIDTH, HEIGHT = 100, 60
@@ -229,7 +229,7 @@ def test_the_curve_is_that_of_plain_pycocotools(data: Data, kind: str):
     predictions += [*data.found(3, BOXES[1], FAR, score=0.3), *data.found(4, FAR, category=2)]
     data.model("tuned", predictions)
     expected = coco_eval(data.evaluations / "tuned", kind)
-    line = curves.precision_over_recall(curves.match(data.truth, predictions, kind))
+    line = matching.precision_over_recall(matching.match(data.truth, predictions, kind))
     assert line is not None
     np.testing.assert_array_equal(line[0], expected.params.recThrs)
     np.testing.assert_allclose(line[1], expected.eval["precision"][0, :, 0, 0, -1])  # of the one category with objects
