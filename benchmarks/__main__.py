@@ -7,13 +7,16 @@ import importlib
 import sys
 from pathlib import Path
 
-HELPERS = ("__init__", "__main__", "record")
+HELPERS = ("__init__", "__main__", "full_size", "record")
 
 
 def benchmarks() -> dict[str, str]:
     """First line of every benchmark's docstring by name, read without importing torch."""
     files = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in HELPERS)
-    texts = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
+    texts = {
+        path.stem.replace("_", "-"): ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for path in files
+    }
     return {name: text.partition("\n")[0] for name, text in texts.items()}
 
 
@@ -26,7 +29,7 @@ def main(arguments: list[str]) -> int:
         for known_name, text in known.items():
             print(f"  {known_name:<12} {text}")
         return 0 if name is None else 2
-    return int(importlib.import_module(f"benchmarks.{name}").main(arguments[1:]))
+    return int(importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main(arguments[1:]))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from sam3_lora.coco import schema
 from sam3_lora.coco.schema import CocoDataset
 from sam3_lora.config import ABSENT_PROMPTS, DatasetOptions, EvaluationConfig, LoraConfig, TrainingConfig
 from sam3_lora.data.concepts import Concept, find_concepts
-from sam3_lora.data.datapoint import collate
+from sam3_lora.data.datapoint import Batch
 from sam3_lora.data.dataset import TrainingSet, epoch_batches
 from sam3_lora.distributed import World
 from sam3_lora.evaluation.coco_metrics import evaluate
@@ -231,7 +231,7 @@ def train(
     for step, batch in zip(range(size.steps), batches, strict=False):
         set_learning_rate(optimizer, learning_rate(step, size.steps, config))
         seed_everything(config.seed, step, 0)
-        if not stepper([collate([samples[index] for index in batch], masks=True)]).applied:
+        if not stepper([Batch.of([samples[index] for index in batch], masks=True)]).applied:
             raise RuntimeError(f"step {step} was not finite at rate {config.learning_rate}")
 
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sam3_lora.data.datapoint import Query, Sample, collate, normalise, to_device
+from sam3_lora.data.datapoint import Batch, Query, Sample, normalise
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.model.architecture import SAM3_TINY
 from sam3_lora.model.build import build_model
@@ -175,7 +175,7 @@ def train(args: argparse.Namespace) -> None:
     for step in range(start, args.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr, args.warmup)
-        batch = collate([next(samples) for _ in range(args.batch)], masks=True)
+        batch = Batch.of([next(samples) for _ in range(args.batch)], masks=True)
         recent.append(train_step(model, loss_fn, optimiser, batch, device))
         update_ema(ema, model, min(EMA_DECAY, (step + 1) / (step + 10)))
         if (step + 1) % 50 == 0:
@@ -191,10 +191,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def train_step(
-    model: Any, loss_fn: Sam3Loss, optimiser: torch.optim.Optimizer, batch: object, device: torch.device
+    model: Any, loss_fn: Sam3Loss, optimiser: torch.optim.Optimizer, batch: Batch, device: torch.device
 ) -> dict[str, float]:
-    batch = to_device(batch, device)
-    total, parts = loss_fn(model(batch), batch, model)
+    data = batch.to(device).datapoint
+    total, parts = loss_fn(model(data), data, model)
     optimiser.zero_grad()
     total.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)

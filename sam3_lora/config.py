@@ -171,6 +171,9 @@ class DatasetOptions(Section):
     """Probability of mirroring a training image."""
     color_jitter: Float = Field(0.0, ge=0, le=0.9)
     """Largest relative change of brightness, contrast and saturation of a training image."""
+    augmented_views: int | None = Field(None, ge=1, le=1000)
+    """Different augmented versions of each training image, which come round again; None: a new one in every epoch.
+    With a few, the work of frozen layers is done once for each (`training.cache_features`)."""
     transparent_color: Rgb = [255, 255, 255]
     """What shows through transparent pixels."""
 
@@ -238,6 +241,13 @@ class TrainingConfig(Section):
     trains faster and leaner."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in backward to save memory; auto: on for all but small models."""
+    cache_features: Literal["auto", "on", "off"] = "auto"
+    """Keep what the vision encoder's blocks before the first adapted one make of images that come again: those of
+    validation, and of training where they are not augmented or `dataset.augmented_views` is set. on: fail where
+    nothing of training could be kept."""
+    feature_cache_gb: Float | None = Field(None, gt=0, le=100_000)
+    """Most that is kept, in gigabytes (SAM3: 0.01 for each image and view, twice that with adapted vision blocks);
+    None: a quarter of what is free."""
     num_workers: int = Field(2, ge=0, le=64)
     """Processes that load and transform images."""
     seed: int = Field(42, ge=0, lt=2**32)
@@ -294,6 +304,8 @@ class OutputConfig(Section):
     """Run directory: configuration, logs, checkpoints, report."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    feature_cache: Path | None = Field(None, strict=False)
+    """Folder where features of frozen layers are kept, for later runs with the same base too; None: in memory."""
 
 
 class JobConfig(Section):

@@ -11,6 +11,7 @@ from torch import nn
 from sam3_lora.data.datapoint import Query, Sample, collate, normalise
 from sam3_lora.model.architecture import SAM3_TINY
 from sam3_lora.model.build import build_model
+from sam3_lora.model.lean import MaskLogits
 from sam3_lora.synthetic.scenes import draw_scene
 
 MICRO = replace(SAM3_TINY, vit_width=32, vit_heads=2, text_width=16, d_model=32, heads=2, ffn=64, queries=8)
@@ -51,6 +52,9 @@ def mixed_batch(images: int = 2, seed: int = 0) -> object:
 def outputs_of(model: nn.Module, batch: object) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         final = model(batch)[-1]
+    masks = final["pred_masks"]
+    if isinstance(masks, MaskLogits):  # a model in train mode
+        final["pred_masks"] = torch.einsum("bqc,bchw->bqhw", masks.queries_BQC, masks.pixels_BCHW)
     return {name: final[name] for name in OUTPUTS}
 
 

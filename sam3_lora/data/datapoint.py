@@ -6,8 +6,8 @@ Shapes: C channels, H and W pixels of the network input, N objects of the image.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,6 +38,36 @@ class Sample:
     queries: tuple[Query, ...]
     image_id: int = 0
     original_size: tuple[int, int] = (0, 0)  # height, width
+    view: str | None = None  # names the file and how it was placed and coloured, where that may come again
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A collated batch and the views of its images."""
+
+    datapoint: BatchedDatapoint
+    views: tuple[str | None, ...]
+
+    @classmethod
+    def of(cls, samples: list[Sample], *, masks: bool) -> Batch:
+        return cls(collate(samples, masks=masks), tuple(sample.view for sample in samples))
+
+    def split(self, most_queries: int) -> Iterator[Batch]:
+        """Parts with at most so many queries each, in order, and only the images that they ask about."""
+        if len(self.datapoint.find_inputs[0].img_ids) <= most_queries:
+            yield self
+            return
+        for part, images in _split(self.datapoint, most_queries):
+            yield Batch(part, tuple(self.views[image] for image in images))
+
+    def to(self, device: torch.device) -> Batch:
+        from sam3.model.utils.misc import copy_data_to_device
+
+        return Batch(copy_data_to_device(self.datapoint, device, non_blocking=True), self.views)
+
+    def pin_memory(self) -> Batch:
+        """For transfers that the GPU does by itself; called by the data loader."""
+        return Batch(_pinned(self.datapoint), self.views)
 
 
 def normalise(pixels_HWC: Tensor) -> Tensor:
@@ -110,19 +140,16 @@ def _complete_unions(target: BatchedFindTarget) -> Tensor:
     return unions
 
 
-def split(batch: BatchedDatapoint, most_queries: int) -> Iterator[BatchedDatapoint]:
-    """Parts of a batch with at most so many queries each, in order, and only the images that they ask about."""
+def _split(batch: BatchedDatapoint, most_queries: int) -> Iterator[tuple[BatchedDatapoint, list[int]]]:
+    """Parts of a batch, each with the positions of its images in the whole."""
     stage, target = batch.find_inputs[0], batch.find_targets[0]
     total = len(stage.img_ids)
-    if total <= most_queries:
-        yield batch
-        return
     ends = target.num_boxes.cumsum(0).tolist()
     for first in range(0, total, most_queries):
         queries = slice(first, min(first + most_queries, total))
         objects = slice(ends[first - 1] if first else 0, ends[queries.stop - 1])
         images, img_ids = stage.img_ids[queries].unique(return_inverse=True)
-        yield replace(
+        part = replace(
             batch,
             img_batch=batch.img_batch[images],
             find_inputs=[
@@ -154,9 +181,15 @@ def split(batch: BatchedDatapoint, most_queries: int) -> Iterator[BatchedDatapoi
             ],
             find_metadatas=[],  # for upstream's evaluators, which see no parts
         )
+        yield part, images.tolist()
 
 
-def to_device(batch: BatchedDatapoint, device: torch.device) -> BatchedDatapoint:
-    from sam3.model.utils.misc import copy_data_to_device
-
-    return copy_data_to_device(batch, device, non_blocking=True)
+def _pinned(value: Any) -> Any:
+    """A copy of nested dataclasses and lists with every tensor in pinned memory."""
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, list):
+        return [_pinned(item) for item in value]
+    if is_dataclass(value):
+        return replace(value, **{field.name: _pinned(getattr(value, field.name)) for field in fields(value)})  # type: ignore[type-var]
+    return value

@@ -13,7 +13,16 @@ from sam3_lora.data.concepts import Concept, training_queries
 from sam3_lora.data.datapoint import Query, Sample
 from sam3_lora.data.exemplars import show_exemplars
 from sam3_lora.data.images import read_rgb
-from sam3_lora.data.transforms import draw_placement, jitter, place_boxes, place_image, place_masks, whole
+from sam3_lora.data.transforms import (
+    draw_colour,
+    draw_placement,
+    place_boxes,
+    place_image,
+    place_masks,
+    recolour,
+    view_name,
+    whole,
+)
 from sam3_lora.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -26,8 +35,10 @@ if TYPE_CHECKING:
     from sam3_lora.coco.report import Id
     from sam3_lora.coco.schema import Annotation, ImageRecord
     from sam3_lora.config import DatasetOptions
+    from sam3_lora.data.transforms import Placement
 
 log = logging.getLogger(__name__)
+QUERIES = 1  # tells the random numbers of queries from those of views
 
 
 class TrainingSet(Dataset[Sample]):
@@ -71,9 +82,11 @@ class TrainingSet(Dataset[Sample]):
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         epoch, position = index
         image, annotations, annotated = self.entries[position]
-        rng = np.random.default_rng([self.seed, epoch, position])
-        pixels = jitter(rng, self.read(position), self.options.color_jitter)
-        placement = draw_placement(rng, self.options, self.resolution)
+        views = self.options.augmented_views
+        view_rng = np.random.default_rng([self.seed, epoch if views is None else epoch % views, position])
+        colour = draw_colour(view_rng, self.options.color_jitter)
+        placement = draw_placement(view_rng, self.options, self.resolution)
+        rng = np.random.default_rng([self.seed, epoch, position, QUERIES])
         size_HW = (image.height, image.width)
         boxes = place_boxes(annotations, size_HW, placement)
         visible = (boxes[:, 2:] * self.resolution >= 1).all(1)
@@ -91,13 +104,29 @@ class TrainingSet(Dataset[Sample]):
         if self.options.box_prompts > 0:
             queries = show_exemplars(queries, boxes, self.options.box_prompts, rng)
         return Sample(
-            image_CHW=place_image(pixels, placement),
+            image_CHW=place_image(recolour(self.read(position), colour), placement),
             boxes_N4=boxes,
             masks_NHW=place_masks(annotations, size_HW, placement) if self.masks else None,
             queries=queries,
             image_id=position,
             original_size=size_HW,
+            view=self._name(position, placement, colour) if self.views_repeat else None,
         )
+
+    @property
+    def views_repeat(self) -> bool:
+        """Whether an image looks the same again in a later epoch."""
+        options = self.options
+        changes = options.min_scale < 1 or options.horizontal_flip > 0 or options.color_jitter > 0
+        return not changes or options.augmented_views is not None
+
+    def name_whole(self, position: int) -> str:
+        """Names the view of an image that is squashed to the full square and nothing else."""
+        return self._name(position, whole(self.resolution), ())
+
+    def _name(self, position: int, placement: Placement, colour: tuple[float, ...]) -> str:
+        file = self.folder / self.entries[position][0].file_name
+        return view_name(file, placement, colour=colour, transparent_color=self.options.transparent_color)
 
     def read(self, position: int) -> NDArray[np.uint8]:
         """The image as it is on disk, 8-bit RGB (H, W, 3).

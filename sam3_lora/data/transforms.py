@@ -5,6 +5,7 @@ Shapes: H, W original pixels; R = side of the square network input; N objects.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from sam3_lora.data.datapoint import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -51,14 +53,26 @@ def whole(resolution: int) -> Placement:
     return Placement(resolution, 0, 0, False, resolution)
 
 
-def jitter(rng: np.random.Generator, pixels: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
-    """Random brightness, contrast and saturation, each by a factor in 1 +- strength."""
-    if strength == 0:
+def draw_colour(rng: np.random.Generator, strength: float) -> tuple[float, ...]:
+    """Random factors of brightness, contrast and saturation in 1 +- strength; none where it is 0."""
+    return tuple(1 + float(rng.uniform(-strength, strength)) for _ in range(3)) if strength > 0 else ()
+
+
+def recolour(pixels: NDArray[np.uint8], factors: tuple[float, ...]) -> NDArray[np.uint8]:
+    """Change brightness, contrast and saturation, one after the other."""
+    if not factors:
         return pixels
     image = Image.fromarray(pixels)
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(1 + float(rng.uniform(-strength, strength)))
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for enhance, factor in zip(enhancers, factors, strict=True):
+        image = enhance(image).enhance(factor)
     return np.asarray(image)
+
+
+def view_name(file: Path, placement: Placement, *, colour: tuple[float, ...], transparent_color: Sequence[int]) -> str:
+    """A name that two network inputs share only if they are equal: by the file's bytes and all that is done to them."""
+    content = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    return f"{content} {placement} {colour} {tuple(transparent_color)}"
 
 
 def place_image(pixels_HW3: NDArray[np.uint8], placement: Placement) -> Tensor:

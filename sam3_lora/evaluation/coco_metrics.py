@@ -16,7 +16,7 @@ from pycocotools import mask as rle_codec
 from pycocotools.cocoeval import COCOeval
 
 from sam3_lora.data.images import read_rgb
-from sam3_lora.data.transforms import compressed
+from sam3_lora.data.transforms import compressed, view_name, whole
 from sam3_lora.distributed import World
 from sam3_lora.evaluation.cgf1 import THRESHOLD, presence_scores
 from sam3_lora.evaluation.matching import coco_index, detections_index
@@ -83,12 +83,10 @@ def evaluate(
     for index, done in world.share(len(images)):
         if index is not None:
             image, number = images[index], index + 1
-            pixels = read_rgb(
-                folder / image.file_name,
-                transparent_color=options.transparent_color,
-                size=(image.width, image.height),
-            )
-            encoded = predictor.encode(pixels)
+            file, background = folder / image.file_name, options.transparent_color
+            pixels = read_rgb(file, transparent_color=background, size=(image.width, image.height))
+            view = view_name(file, whole(predictor.resolution), colour=(), transparent_color=background)
+            encoded = predictor.encode(pixels, view)
             found = zip(concepts, predictor.ask(encoded, texts), strict=True)
             results = [entry for c, detected in found for entry in to_results(detected, number, c.number)]
             fired = None

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from sam3_lora.data.transforms import place_image, whole
 from sam3_lora.errors import OutOfMemoryError
 from sam3_lora.lora.adapter import AdapterInfo, load_adapter, read_info
+from sam3_lora.model.encoders import Encoders
 from sam3_lora.model.memory import free_unused, ran_out_of_memory
 from sam3_lora.model.weights import architecture_of, load_base
 
@@ -57,19 +58,30 @@ class Predictor:
     """A model with the settings it predicts with. Text features are computed once per prompt and kept."""
 
     def __init__(
-        self, model: Sam3Image, *, resolution: int, amp_dtype: torch.dtype | None = None, masks: bool = True
+        self,
+        model: Sam3Image,
+        *,
+        resolution: int,
+        amp_dtype: torch.dtype | None = None,
+        masks: bool = True,
+        encoders: Encoders | None = None,
     ) -> None:
+        self.encoders = encoders or Encoders(model)
         self.model, self.resolution, self.amp_dtype, self.masks = model.eval(), resolution, amp_dtype, masks
         self.device = next(model.parameters()).device
         self.prompts_per_pass = PROMPTS_PER_PASS  # becomes smaller where that many do not fit
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()  # not inference_mode: sam3 caches position tables, which training then uses
-    def encode(self, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
-        """What the model sees in an 8-bit RGB image; it can be asked about any number of times."""
+    def encode(self, pixels_HW3: NDArray[np.uint8], view: str | None = None) -> EncodedImage:
+        """What the model sees in an 8-bit RGB image; it can be asked about any number of times.
+
+        Args:
+            view: what `view_name` calls the image, for encoders that keep features.
+        """
         with self._autocast():
             image = place_image(pixels_HW3, whole(self.resolution)).to(self.device)
-            return EncodedImage(self.model.backbone.forward_image(image[None]), pixels_HW3.shape[:2])
+            return EncodedImage(self.encoders.images(image[None], (view,)), pixels_HW3.shape[:2])
 
     @torch.no_grad()
     def ask(
@@ -168,7 +180,7 @@ class Predictor:
     def _text(self, text: str) -> tuple[Tensor, Tensor]:
         """Features (tokens, 1, d) and padding mask (1, tokens) of a prompt."""
         if text not in self._texts:
-            encoded = self.model.backbone.forward_text([text], device=self.device)
+            encoded = self.encoders.texts([text])
             self._texts[text] = encoded["language_features"], encoded["language_mask"]
         return self._texts[text]
 

@@ -41,8 +41,10 @@ class LowRank(nn.Module):
         self.active = True
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
-    def forward(self, x_NI: Tensor) -> Tensor:
-        return F.linear(F.linear(self.dropout(x_NI), self.a), self.b) * self.scale
+    def forward(self, x_NI: Tensor, y_NO: Tensor) -> Tensor:
+        """The frozen projection's output with the update, in one pass over it."""
+        low_NR = F.linear(self.dropout(x_NI), self.a)
+        return torch.addmm(y_NO.flatten(0, -2), low_NR.flatten(0, -2), self.b.t(), alpha=self.scale).view_as(y_NO)
 
     def dense(self) -> Tensor:
         """The update as an (O, I) float32 matrix."""
@@ -54,11 +56,12 @@ class Adapted:
 
     lora: nn.ModuleDict
 
-    def _delta(self, role: str, x_NI: Tensor) -> Tensor | None:
+    def _updated(self, role: str, x_NI: Tensor, y_NO: Tensor) -> Tensor:
+        """`y_NO`, what the frozen projection makes of `x_NI`, with the role's update, if it is adapted."""
         if role not in self.lora:
-            return None
+            return y_NO
         adapter: Any = self.lora[role]
-        return adapter(x_NI) if adapter.active else None
+        return adapter(x_NI, y_NO) if adapter.active else y_NO
 
     def merged(self) -> nn.Module:
         """The plain module with the updates added to its weights."""
@@ -76,9 +79,7 @@ class LoRALinear(Adapted, nn.Linear):
         )
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        y_NO = F.linear(x_NI, self.weight, self.bias)
-        delta_NO = self._delta(LINEAR, x_NI)
-        return y_NO if delta_NO is None else y_NO + delta_NO
+        return self._updated(LINEAR, x_NI, F.linear(x_NI, self.weight, self.bias))
 
     def merged(self) -> nn.Linear:
         return _plain_linear(self, _added(self.weight, self.lora[LINEAR]))
@@ -95,12 +96,15 @@ class LoRAFusedQKV(Adapted, nn.Linear):
         self.lora = nn.ModuleDict({r: LowRank(base.in_features, self.width, device=device, **low_rank) for r in roles})
 
     def forward(self, x_NI: Tensor) -> Tensor:
+        """All updates in one pass over the output: their B side by side as blocks of one matrix."""
         y_NO = F.linear(x_NI, self.weight, self.bias)
-        for index, role in enumerate(QKV):
-            delta = self._delta(role, x_NI)
-            if delta is not None:
-                y_NO[..., index * self.width : (index + 1) * self.width] += delta
-        return y_NO
+        adapters: list[tuple[int, Any]] = [(QKV.index(r), a) for r, a in self.lora.items() if a.active]
+        if not adapters:
+            return y_NO
+        low_NR = torch.cat([F.linear(adapter.dropout(x_NI), adapter.a) for _, adapter in adapters], -1)
+        last = len(QKV) - 1
+        b_RO = torch.cat([F.pad(a.b.t() * a.scale, (i * self.width, (last - i) * self.width)) for i, a in adapters])
+        return torch.addmm(y_NO.flatten(0, -2), low_NR.flatten(0, -2), b_RO).view_as(y_NO)
 
     def merged(self) -> nn.Linear:
         return _plain_linear(self, _added_slices(self.weight, self.lora, self.width))
@@ -149,9 +153,7 @@ class LoRAMultiheadAttention(Adapted, nn.MultiheadAttention):
         mixed_BHLD = F.scaled_dot_product_attention(query_BHLD, key_BHSD, value_BHSD, mask, dropout)
         order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)
         mixed = mixed_BHLD.permute(order).reshape(query.shape)
-        output = F.linear(mixed, self.out_proj.weight, self.out_proj.bias)
-        delta = self._delta(OUT, mixed)
-        return (output if delta is None else output + delta), None
+        return self._updated(OUT, mixed, F.linear(mixed, self.out_proj.weight, self.out_proj.bias)), None
 
     def _heads(self, x: Tensor, index: int) -> Tensor:
         """Project (B, L, E) or (L, B, E) with slice `index` of the in-projection; return (B, H, L, D)."""
@@ -160,10 +162,7 @@ class LoRAMultiheadAttention(Adapted, nn.MultiheadAttention):
         x = x.contiguous()
         rows = slice(index * self.embed_dim, (index + 1) * self.embed_dim)
         bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
-        y = F.linear(x, self.in_proj_weight[rows], bias)
-        delta = self._delta(QKV[index], x)
-        if delta is not None:
-            y = y + delta
+        y = self._updated(QKV[index], x, F.linear(x, self.in_proj_weight[rows], bias))
         y = y.view(*y.shape[:-1], self.num_heads, -1)
         return y.permute((0, 2, 1, 3) if self.batch_first else (1, 2, 0, 3))
 

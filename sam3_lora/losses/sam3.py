@@ -9,6 +9,7 @@ holds, and the losses (and gradients) of the parts add up to those of the whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from sam3_lora.model import upstream
 
 if TYPE_CHECKING:
     from sam3.model.data_misc import BatchedDatapoint
+
+    from sam3_lora.model.lean import MaskLogits
 
 # Mask2Former's sampling (arXiv 2112.01527, sec. 3.3): full-resolution mask loss on one-to-one plus
 # one-to-many matches at 1008 px runs out of memory even on an H200 (facebookresearch/sam3#163, #343).
@@ -61,8 +64,10 @@ class Sam3Loss(nn.Module):
     def __init__(self, *, masks: bool, mask_points: int | None = MASK_POINTS) -> None:
         super().__init__()
         upstream.install()
-        from sam3.train.loss.loss_fns import Boxes, IABCEMdetr, Masks, SemanticSegCriterion
+        from sam3.train.loss.loss_fns import Boxes, IABCEMdetr
         from sam3.train.matcher import BinaryOneToManyMatcher
+
+        mask_loss, semantic_loss = _mask_loss_classes()
 
         classification = IABCEMdetr(
             weak_loss=False,
@@ -88,7 +93,7 @@ class Sam3Loss(nn.Module):
                 }
             )
             parts.append(
-                Masks(
+                mask_loss(
                     focal_alpha=0.25,
                     focal_gamma=2.0,
                     weight_dict={"loss_mask": 200.0, "loss_dice": 10.0},
@@ -96,7 +101,7 @@ class Sam3Loss(nn.Module):
                     **sampling,
                 )
             )
-            semantic = SemanticSegCriterion(
+            semantic = semantic_loss(
                 presence_head=True,
                 presence_loss=False,
                 focal=True,
@@ -154,6 +159,47 @@ class Sam3Loss(nn.Module):
 def _weigh(loss_and_weights: tuple[Any, dict[str, float]], share: float) -> None:
     loss, weights = loss_and_weights
     loss.weight_dict = {name: weight * share for name, weight in weights.items()}
+
+
+@cache
+def _mask_loss_classes() -> tuple[Any, Any]:
+    """The official mask losses, on what the lean model gives: see `sam3_lora/model/lean.py`."""
+    from sam3.train.loss.loss_fns import Masks, SemanticSegCriterion
+
+    class MatchedMasks(Masks):
+        """The official mask loss; logits are computed for matched queries of prompts with masks alone."""
+
+        def get_loss(
+            self, outputs: dict[str, Any], targets: dict[str, Any], indices: tuple[Tensor, ...], num_boxes: Tensor
+        ) -> dict[str, Tensor]:
+            masks: MaskLogits | None = outputs.get("pred_masks")
+            if masks is None:  # no prompt has an object with a mask
+                return dict.fromkeys(("loss_mask", "loss_dice"), outputs["pred_logits"].new_zeros(()))
+            prompts, queries, objects = indices
+            if objects is None:  # one query for each object, in their order
+                objects = torch.arange(len(prompts), device=prompts.device)
+            known = masks.row_of_prompt[prompts] >= 0
+            logits_NHW, order = masks.of(prompts[known], queries[known])
+            objects = objects[known][order]
+            numbers = torch.arange(len(order), device=order.device)
+            matched = (torch.zeros_like(numbers), numbers, objects)
+            return super().get_loss({**outputs, "pred_masks": logits_NHW[None]}, targets, matched, num_boxes)  # type: ignore[no-any-return]
+
+    class SemanticMasks(SemanticSegCriterion):
+        """The official semantic loss, which is zero for prompts without masks, on the prompts that have them."""
+
+        def get_loss(self, out_dict: dict[str, Any], targets: dict[str, Any]) -> dict[str, Tensor]:
+            if "semantic_seg" not in out_dict:
+                names = (*self.weight_dict, "presence_acc", "miou_semantic_seg")
+                return dict.fromkeys(names, out_dict["pred_logits"].new_zeros(()))
+            chosen, unions = out_dict["prompts_with_masks"], targets["semantic_masks"]
+            if unions is not None and len(unions):
+                unions = unions[chosen]
+            # the prompts left out have no rows in `masks` unless their unions are given
+            kept = {"masks": targets["masks"], "num_boxes": targets["num_boxes"][chosen], "semantic_masks": unions}
+            return super().get_loss(out_dict, kept)  # type: ignore[no-any-return]
+
+    return MatchedMasks, SemanticMasks
 
 
 def _wrapper_class() -> Any:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sam3_lora.model import upstream
+from sam3_lora.model.lean import image_model_class, mask_predictor_class, vision_transformer_class
 
 if TYPE_CHECKING:
     from sam3_lora.model.architecture import Architecture
@@ -49,7 +50,6 @@ def build_model(
     from sam3.model.maskformer_segmentation import PixelDecoder, UniversalSegmentationHead
     from sam3.model.model_misc import MLP, DotProductScoring, TransformerWrapper
     from sam3.model.model_misc import MultiheadAttentionWrapper as Attention
-    from sam3.model.sam3_image import Sam3Image
     from sam3.model.vl_combiner import SAM3VLBackbone
 
     if problem := arch.check_resolution(resolution or arch.image_size):
@@ -65,7 +65,8 @@ def build_model(
         cross_attend_prompt=Attention(num_heads=heads, dropout=0, embed_dim=d),
         pixel_decoder=PixelDecoder(num_upsampling_stages=3, interpolation_mode="nearest", hidden_dim=d),
     )
-    model = Sam3Image(
+    segmentation.mask_predictor = mask_predictor_class()(hidden_dim=d, mask_dim=d)
+    model = image_model_class()(
         backbone=backbone,
         transformer=transformer,
         input_geometry_encoder=_geometry(arch),
@@ -78,7 +79,7 @@ def build_model(
         matcher=upstream.matcher(),
     )
     upstream.set_activation_checkpointing(model, activation_checkpointing)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _sine(d_model: int) -> nn.Module:
@@ -90,9 +91,8 @@ def _sine(d_model: int) -> nn.Module:
 
 def _vision(arch: Architecture, resolution: int) -> nn.Module:
     from sam3.model.necks import Sam3DualViTDetNeck
-    from sam3.model.vitdet import ViT
 
-    trunk = ViT(
+    trunk = vision_transformer_class()(
         img_size=resolution,
         pretrain_img_size=arch.vit_pretrain_image_size,
         patch_size=arch.patch_size,

@@ -76,7 +76,8 @@ def set_activation_checkpointing(model: Sam3Image, enabled: bool) -> None:
     model.geometry_encoder.use_act_ckpt = enabled
     model.use_act_checkpoint_seg_head = enabled
     if model.segmentation_head is not None:
-        model.segmentation_head.act_ckpt = enabled
+        # the head is recomputed as a whole: recomputing its pixel decoder once more within would run it three times
+        model.segmentation_head.act_ckpt = False
     decoder = model.transformer.decoder
     asserting = [*model.transformer.encoder.layers, *decoder.layers, decoder.boxRPB_embed_x, decoder.boxRPB_embed_y]
     for module in asserting:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sam3_lora.errors import BaseModelError
 from sam3_lora.model import upstream
 from sam3_lora.model.architecture import SAM3, Architecture
-from sam3_lora.model.build import build_model
+from sam3_lora.model.build import build_skeleton
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +59,7 @@ def load_base(
     """
     arch = architecture_of(base)
     tensors = _official_weights(checkpoint) if base == "sam3" else _read(BASES / base / "model.safetensors")
-    model = build_model(arch, resolution=resolution)
+    model = build_skeleton(arch, resolution=resolution)  # random weights would take ten seconds to draw, for nothing
     choose_recomputation(model, activation_checkpointing)
     _load(model, tensors)
     return model.eval()
@@ -114,7 +114,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load strictly; rotary tables are built for the chosen resolution and are not taken from the file."""
+    """Load strictly; rotary tables are built for the chosen resolution and are not taken from the file.
+
+    The model takes the tensors over: those of a file that is mapped into memory are read when they are first used.
+    """
     own = model.state_dict()
     missing = sorted(k for k, v in own.items() if k not in tensors and not v.is_complex())
     extra = sorted(tensors.keys() - own.keys())
@@ -126,5 +129,5 @@ def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         )
     if extra:
         log.warning("base weights hold %d tensors that the image model does not use, e.g. %s", len(extra), extra[:2])
-    usable = {k: v for k, v in tensors.items() if k in own and not own[k].is_complex()}
-    model.load_state_dict(usable, strict=False)
+    usable = {k: v.to(own[k].dtype) for k, v in tensors.items() if k in own and not own[k].is_complex()}
+    model.load_state_dict(usable, strict=False, assign=True)

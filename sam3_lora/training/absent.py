@@ -49,7 +49,7 @@ def find_absent_words(
             position = positions[number]
             drawn = np.random.default_rng([seed, position]).choice(len(candidates), CANDIDATES, replace=False)
             asked = [candidates[i] for i in drawn]
-            found = base.ask(base.encode(images.read(position)), asked, min_score=TRACE)
+            found = base.ask(base.encode(images.read(position), images.name_whole(position)), asked, min_score=TRACE)
             own[position] = tuple(w for w, d in zip(asked, found, strict=True) if not len(d.scores_K))
         on_image(done, len(positions))
     return {position: kept for part in world.gather(own) for position, kept in part.items()}

@@ -13,14 +13,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sam3_lora.data.datapoint import Sample, collate
+from sam3_lora.data.datapoint import Batch, Sample
 from sam3_lora.data.dataset import TrainingSet, epoch_batches
 from sam3_lora.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-
-    from sam3.model.data_misc import BatchedDatapoint
 
     from sam3_lora.config import TrainingConfig
     from sam3_lora.distributed import World
@@ -49,7 +47,7 @@ class Batches:
         in_whole_epochs = -(-self.left(0) // accumulation) * (self.config.max_epochs - epoch - 1)
         return max(0, -(-self.left(images_done) // accumulation) + in_whole_epochs)
 
-    def load(self, epoch: int, images_done: int, *, pin_memory: bool) -> Generator[BatchedDatapoint | None, None, None]:
+    def load(self, epoch: int, images_done: int, *, pin_memory: bool) -> Generator[Batch | None, None, None]:
         """This process's share of every batch from a place in the run on; loader processes work on across epochs.
 
         None where a last batch has fewer images than there are processes.
@@ -86,8 +84,8 @@ class Batches:
                 yield batch[bounds[self.world.rank] : bounds[self.world.rank + 1]]
 
 
-def _collate_share(samples: list[Sample], *, masks: bool) -> BatchedDatapoint | None:
-    return collate(samples, masks=masks) if samples else None
+def _collate_share(samples: list[Sample], *, masks: bool) -> Batch | None:
+    return Batch.of(samples, masks=masks) if samples else None
 
 
 def _use_short_temporary_folder() -> None:

@@ -39,6 +39,8 @@ RESUMABLE_CHANGES = {
     ("training", "keep_checkpoints"),
     ("training", "device"),
     ("training", "activation_checkpointing"),
+    ("training", "cache_features"),
+    ("training", "feature_cache_gb"),
 }
 _COMPARED = ("lora", "dataset", "training")
 _PATHS = ("train_img_folder", "train_ann_file", "val_img_folder", "val_ann_file")

@@ -22,11 +22,14 @@ from torch.utils._pytree import tree_leaves
 from sam3_lora.lora.inject import Injection, adapter_parameters, inject
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.model.build import build_skeleton
+from sam3_lora.model.encoders import Encoders
+from sam3_lora.model.precision import hold_frozen_weights
 from sam3_lora.model.weights import architecture_of, choose_recomputation
 from sam3_lora.training.setup import AMP_DTYPES, choose_resolution, prepare_data, switch_off_frozen_dropout
 
 if TYPE_CHECKING:
     from sam3_lora.config import RunConfig
+    from sam3_lora.model.lean import MaskLogits
 
 ADAM_MOMENTS = 2  # float32 each, beside the gradient
 ONE_TO_MANY = 4  # queries that the one-to-many matcher gives an object (losses/sam3.py: topk)
@@ -38,27 +41,29 @@ class BatchShape:
 
     images: int
     queries: int
+    positives: int  # queries that have objects
     objects: int
 
 
 def largest_batch(config: RunConfig) -> BatchShape:
-    """The images with most queries, and those with most objects, in one micro-batch.
+    """The images with most queries, with most concepts and with most objects, in one micro-batch.
 
     Raises:
         ConfigError, DatasetError: if settings or annotations are wrong or missing.
     """
     data = prepare_data(config, choose_resolution(config.model, config.dataset.resolution))
     options, images = config.dataset, data.train.entries
-    queries, objects = [], []
+    queries, present, objects = [], [], []
     for _, kept, annotated in images:
         found = {a.category_id for a in kept}
         positives = sum(not found.isdisjoint(concept.category_ids) for concept in data.concepts)
         absent = sum(annotated.isdisjoint(concept.category_ids) for concept in data.concepts)
         negatives = min(options.negatives_per_image, absent) if options.exhaustive else 0
         queries.append(min(positives + negatives + options.generic_negatives, options.max_queries_per_image))
+        present.append(positives)
         objects.append(len(kept))
     size = min(config.training.batch_size, len(images))
-    most = (sum(sorted(values, reverse=True)[:size]) for values in (queries, objects))
+    most = (sum(sorted(values, reverse=True)[:size]) for values in (queries, present, objects))
     return BatchShape(size, *most)
 
 
@@ -67,7 +72,7 @@ def assumed_batch(config: RunConfig) -> BatchShape:
     options, size = config.dataset, config.training.batch_size
     negatives = options.negatives_per_image if options.exhaustive else 0
     queries = min(2 + negatives + options.generic_negatives, options.max_queries_per_image)
-    return BatchShape(size, size * queries, size * 4)
+    return BatchShape(size, size * queries, size * min(2, queries), size * 4)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def adapted_skeleton(config: RunConfig) -> tuple[nn.Module, Injection]:
     injection = inject(model, config.lora)
     if not config.training.frozen_dropout:
         switch_off_frozen_dropout(model)
+    hold_frozen_weights(model, AMP_DTYPES[config.training.amp_dtype] if config.training.use_amp else None)
     return model, injection
 
 
@@ -118,7 +124,7 @@ def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> M
     living = LivingBytes()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model)
-        _without_matching(model, resolution)
+        _without_matching(model, resolution, batch.positives if loss.masks else 0)
         with living:
             for tensor in [*model.parameters(), *model.buffers()]:
                 living.watch(tensor)
@@ -155,13 +161,13 @@ def _step(model: Any, loss: Sam3Loss, batch: BatchShape, resolution: int, amp_dt
     )
     with nullcontext() if amp_dtype is None else torch.autocast("cpu", dtype=amp_dtype):
         outputs = model.forward_grounding(
-            backbone_out={**model.backbone.forward_image(images), **language},
+            backbone_out={**Encoders(model).images(images), **language},
             find_input=stage,
             find_target=None,
             geometric_prompt=model._get_dummy_prompt(batch.queries),
         )
         total = torch.stack([value.float().mean() for value in _trained(outputs)]).sum()
-        if loss.masks:
+        if loss.masks and batch.positives:
             total = total + _mask_losses(loss, outputs, segments)
     del outputs
     torch.autograd.backward(total)
@@ -181,8 +187,7 @@ def _mask_losses(loss: Sam3Loss, outputs: dict[str, Any], segments: Tensor) -> T
     masks = next(part for part in loss.wrapper.loss_fns_find if hasattr(part, "num_sample_points"))
     total: Tensor = outputs["semantic_seg"].new_zeros(())
     for name, repeats in (("pred_masks", 1), ("pred_masks_o2m", ONE_TO_MANY)):
-        count = len(segments) * repeats
-        predicted = outputs[name].flatten(0, 1)[:count]
+        predicted = _first_masks(outputs[name], len(segments) * repeats)
         wanted = segments.repeat(repeats, 1, 1)[: len(predicted)].to(predicted)
         if masks.num_sample_points is not None:
             values = masks._sampled_loss(predicted, wanted, 1.0)
@@ -199,6 +204,13 @@ def _mask_losses(loss: Sam3Loss, outputs: dict[str, Any], segments: Tensor) -> T
     return total + focal + dice
 
 
+def _first_masks(masks: MaskLogits, count: int) -> Tensor:
+    """Logits of so many queries, as evenly from all prompts as can be."""
+    shares = torch.arange(count).tensor_split(len(masks.pixels_BCHW))
+    each = zip(masks.queries_BQC, masks.pixels_BCHW, shares, strict=True)
+    return torch.cat([torch.einsum("nc,chw->nhw", q_QC[: len(share)], p_CHW) for q_QC, p_CHW, share in each])
+
+
 def _give_storage(model: nn.Module) -> None:
     """Parameters off the meta device, and all buffers, become fake tensors that count."""
     for module in model.modules():
@@ -211,13 +223,14 @@ def _give_storage(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _without_matching(model: Any, resolution: int) -> None:
+def _without_matching(model: Any, resolution: int, prompts_with_masks: int) -> None:
     """Leave out what needs values in upstream's forward: matching, and the grid's size, read from a tensor."""
     decoder = model.transformer.decoder
     grid = resolution // model.backbone.vision_backbone.trunk.patch_embed.proj.kernel_size[0]
     matrix, model._device = decoder._get_rpb_matrix, torch.device("cpu")
     decoder._get_rpb_matrix = lambda boxes, size: matrix(boxes, (grid, grid))
     model._compute_matching, model.back_convert = (lambda out, targets: None), (lambda targets: None)
+    model.prompts_with_masks = lambda target: torch.arange(prompts_with_masks)
 
 
 class LivingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -31,6 +31,7 @@ from sam3_lora.lora.adapter import load_weights
 from sam3_lora.lora.inject import adapter_parameters
 from sam3_lora.lora.layers import adapters_off
 from sam3_lora.losses.sam3 import Sam3Loss
+from sam3_lora.model.encoders import Encoders
 from sam3_lora.training import checkpoint
 from sam3_lora.training.absent import find_absent_words
 from sam3_lora.training.batches import Batches
@@ -38,7 +39,14 @@ from sam3_lora.training.optim import build_optimizer, learning_rate, set_learnin
 from sam3_lora.training.progress import Progress, Report
 from sam3_lora.training.reporting import RunReporter
 from sam3_lora.training.seed import deterministic_algorithms, seed_everything
-from sam3_lora.training.setup import Adapted, Data, choose_resolution, prepare_data, prepare_model
+from sam3_lora.training.setup import (
+    Adapted,
+    Data,
+    choose_resolution,
+    open_feature_store,
+    prepare_data,
+    prepare_model,
+)
 from sam3_lora.training.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -118,6 +126,7 @@ class _Run:
         self.data: Data
         self.batches: Batches
         self.adapted: Adapted
+        self.encoders: Encoders
         self.stepper: Stepper
 
     # --- set-up -----------------------------------------------------------------------------------------
@@ -132,6 +141,7 @@ class _Run:
         self.data = prepare_data(self.config, resolution)
         self.reports.phase(Phase.LOADING_MODEL)
         self.adapted = prepare_model(self.config, resolution, self.data.concepts, self.world.local_rank)
+        self.encoders = Encoders(self.adapted.model, open_feature_store(self.config, self.adapted, self.data))
         self._build_stepper()
         if resume is not None:
             self._restore(self._find_resumable(resume))
@@ -160,6 +170,7 @@ class _Run:
             amp_dtype=self.adapted.amp_dtype,
             max_grad_norm=training.max_grad_norm,
             world=self.world,
+            encoders=self.encoders,
         )
 
     def _count_steps(self) -> None:
@@ -224,6 +235,7 @@ class _Run:
             resolution=self.adapted.info.resolution,
             amp_dtype=self.adapted.amp_dtype,
             masks=self.config.training.enable_segmentation,
+            encoders=self.encoders,
         )
 
     def _restore(self, folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -18,10 +20,14 @@ from sam3_lora.errors import ConfigError, DatasetError
 from sam3_lora.lora.adapter import AdapterInfo, fingerprint, start_from
 from sam3_lora.lora.inject import Injection, inject
 from sam3_lora.lora.layers import LowRank
+from sam3_lora.model.encoders import count_frozen_blocks
+from sam3_lora.model.features import FolderStore, MemoryStore
+from sam3_lora.model.precision import hold_frozen_weights
 from sam3_lora.model.weights import architecture_of, load_base
 
 if TYPE_CHECKING:
     from sam3_lora.coco.schema import CocoDataset
+    from sam3_lora.model.features import FeatureStore
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -178,6 +184,7 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
         start_from(model, config.model.adapter, config.lora, base_fingerprint)
     if not config.training.frozen_dropout:
         switch_off_frozen_dropout(model)
+    hold_frozen_weights(model, amp_dtype)
     info = AdapterInfo(
         base_model=config.model.base,
         base_fingerprint=base_fingerprint,
@@ -186,6 +193,39 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
         prompts={concept.name: concept.texts[0] for concept in concepts},
     )
     return Adapted(model.to(device), injection, info, device, amp_dtype)
+
+
+def open_feature_store(config: RunConfig, adapted: Adapted, data: Data) -> FeatureStore | None:
+    """Where the work of the vision encoder's frozen blocks is kept; None: nowhere.
+
+    Raises:
+        ConfigError: if `training.cache_features` is on, but nothing of training could be kept.
+    """
+    wanted, frozen = config.training.cache_features, count_frozen_blocks(adapted.model)
+    if wanted == "on":
+        if frozen == 0:
+            _refuse_cache("the first block of the vision encoder is adapted: set lora.vision_layers or switch it off")
+        if not data.train.views_repeat:
+            _refuse_cache("each epoch augments images anew: set dataset.augmented_views")
+    if wanted == "off" or frozen == 0:
+        return None
+    folder, limit = config.output.feature_cache, config.training.feature_cache_gb
+    if folder is None:
+        return MemoryStore(int(limit * 1e9) if limit is not None else psutil.virtual_memory().available // 4)
+    info = adapted.info
+    depends_on = f"{info.base_fingerprint} {info.resolution} {frozen} {adapted.amp_dtype}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        capacity = int(limit * 1e9) if limit is not None else shutil.disk_usage(folder).free // 4
+        return FolderStore(folder, depends_on, capacity)
+    except OSError as error:
+        fault = {"pointer": "/output/feature_cache", "code": "unwritable", "message": str(error)}
+        raise ConfigError(f"output.feature_cache: cannot write into {folder}: {error}", errors=[fault]) from error
+
+
+def _refuse_cache(reason: str) -> NoReturn:
+    fault = {"pointer": "/training/cache_features", "code": "impossible", "message": reason}
+    raise ConfigError(f"training.cache_features is on, but {reason}", errors=[fault])
 
 
 def switch_off_frozen_dropout(model: nn.Module) -> None:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sam3_lora.data.datapoint import split, to_device
 from sam3_lora.distributed import World
 from sam3_lora.errors import OutOfMemoryError
 from sam3_lora.losses.sam3 import Counts
+from sam3_lora.model.encoders import Encoders
 from sam3_lora.model.memory import free_unused, ran_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sam3.model.data_misc import BatchedDatapoint
     from torch import nn
 
+    from sam3_lora.data.datapoint import Batch
     from sam3_lora.losses.sam3 import Sam3Loss
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ class Stepper:
         amp_dtype: torch.dtype | None,
         max_grad_norm: float,
         world: World | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
+        self.encoders = encoders or Encoders(model)
         self.model, self.loss, self.optimizer, self.parameters = model, loss, optimizer, list(parameters)
         self.device = self.parameters[0].device
         self.amp_dtype, self.max_grad_norm = amp_dtype, max_grad_norm
@@ -69,7 +71,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         self.scaler.scale(torch.zeros((), device=self.device))  # a process may come to unscale before it scales a loss
 
-    def __call__(self, batches: Sequence[BatchedDatapoint | None]) -> StepResult:
+    def __call__(self, batches: Sequence[Batch | None]) -> StepResult:
         """Accumulate the mean gradient of `batches` over all processes and update once.
 
         Args:
@@ -93,22 +95,20 @@ class Stepper:
             self.scaler.update()
         return StepResult({**sums, "grad_norm": norm}, finite)
 
-    def _count(self, batches: Sequence[BatchedDatapoint | None]) -> list[Counts]:
+    def _count(self, batches: Sequence[Batch | None]) -> list[Counts]:
         """What each micro-batch holds on all processes together."""
-        counts = [Counts(0, 0, 0) if batch is None else Counts.of(batch) for batch in batches]
+        counts = [Counts(0, 0, 0) if batch is None else Counts.of(batch.datapoint) for batch in batches]
         table = torch.tensor([[c.queries, c.objects, c.masked_queries] for c in counts], dtype=torch.int64)
         return [Counts(*row) for row in self.world.add(table).tolist()]
 
-    def _accumulate(
-        self, batches: Sequence[BatchedDatapoint | None], wholes: Sequence[Counts]
-    ) -> dict[str, float] | None:
+    def _accumulate(self, batches: Sequence[Batch | None], wholes: Sequence[Counts]) -> dict[str, float] | None:
         """Backward through every micro-batch; returns sums of the reported values, None if memory ran out."""
         self.optimizer.zero_grad(set_to_none=True)
         sums = dict.fromkeys(("loss", *self.reported), 0.0)
         try:
             for batch, whole in zip(batches, wholes, strict=True):
-                for part in [] if batch is None else split(batch, self.most_queries or whole.queries):
-                    values = self._backward(to_device(part, self.device), whole, 1 / len(batches))
+                for part in [] if batch is None else batch.split(self.most_queries or whole.queries):
+                    values = self._backward(part.to(self.device), whole, 1 / len(batches))
                     for name, value in values.items():
                         sums[name] += value / len(batches)
         except RuntimeError as error:
@@ -117,10 +117,13 @@ class Stepper:
             return None
         return sums
 
-    def _use_smaller_passes(self, batches: Sequence[BatchedDatapoint | None]) -> None:
+    def _use_smaller_passes(self, batches: Sequence[Batch | None]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         free_unused(self.device)
-        tried = min(self.most_queries or math.inf, max(len(b.find_inputs[0].img_ids) for b in batches if b is not None))
+        tried = min(
+            self.most_queries or math.inf,
+            max(len(b.datapoint.find_inputs[0].img_ids) for b in batches if b is not None),
+        )
         if tried <= 1:
             raise OutOfMemoryError("out of memory in a training step", hint=_OOM_HINT)
         self.most_queries = int(tried) // 2
@@ -130,10 +133,11 @@ class Stepper:
             self.most_queries,
         )
 
-    def _backward(self, batch: BatchedDatapoint, whole: Counts, weight: float) -> dict[str, float]:
+    def _backward(self, batch: Batch, whole: Counts, weight: float) -> dict[str, float]:
+        data = batch.datapoint
         with self._autocast():
-            outputs = self.model(batch)
-            total, parts = self.loss(outputs, batch, self.model, whole)
+            images, texts = self.encoders.images(data.img_batch, batch.views), self.encoders.texts(data.find_text_batch)
+            total, parts = self.loss(self.model(data, {**images, **texts}), data, self.model, whole)
         self.scaler.scale(total * weight).backward()
         return {"loss": float(total.detach()), **{name: float(parts[name]) for name in self.reported}}
 

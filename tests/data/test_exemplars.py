@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam3_lora.data.datapoint import Query, collate, split
+from sam3_lora.data.datapoint import Batch, Query, collate
 from sam3_lora.data.exemplars import BOX_ALONE, NOISE_MAX, show_exemplars
 from tests.models import scene_sample
 
@@ -43,7 +43,7 @@ def test_boxes_stay_with_their_queries_when_a_batch_is_split():
     shown = Query(first.text, first.objects, exemplar_box=(0.5, 0.5, 0.2, 0.2))
     object.__setattr__(sample, "queries", (*others, shown))
     batch = collate([sample], masks=True)
-    *without, last = split(batch, 1)
+    *without, last = (part.datapoint for part in Batch(batch, (None,)).split(1))
     assert all(part.find_inputs[0].input_boxes_mask.all() for part in without)
     assert last.find_inputs[0].input_boxes[:, 0].tolist() == [pytest.approx([0.5, 0.5, 0.2, 0.2])]
     assert not last.find_inputs[0].input_boxes_mask.any()

@@ -5,7 +5,16 @@ from pycocotools import mask as rle_codec
 
 from sam3_lora.coco.schema import Annotation
 from sam3_lora.config import DatasetOptions
-from sam3_lora.data.transforms import Placement, draw_placement, jitter, place_boxes, place_image, place_masks, whole
+from sam3_lora.data.transforms import (
+    Placement,
+    draw_colour,
+    draw_placement,
+    place_boxes,
+    place_image,
+    place_masks,
+    recolour,
+    whole,
+)
 
 SIZE_HW = (60, 100)
 SQUARE = [20.0, 10.0, 70.0, 10.0, 70.0, 40.0, 20.0, 40.0]  # x 20..70, y 10..40
@@ -81,7 +90,7 @@ def test_normalised_to_minus_one_and_one():
     assert float(image.min()) == -1.0  # padding is black
 
 
-def test_jitter_changes_pixels_only_when_asked():
+def test_colours_change_only_when_asked():
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    assert jitter(np.random.default_rng(1), pixels, 0.0) is pixels
-    assert not np.array_equal(jitter(np.random.default_rng(1), pixels, 0.5), pixels)
+    assert recolour(pixels, draw_colour(np.random.default_rng(1), 0.0)) is pixels
+    assert not np.array_equal(recolour(pixels, draw_colour(np.random.default_rng(1), 0.5)), pixels)

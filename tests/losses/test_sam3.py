@@ -3,68 +3,41 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sam3_lora.data.datapoint import Query, collate, split
+from benchmarks.full_size import official_loss
+from sam3_lora.data.datapoint import Batch, Query, Sample, collate
 from sam3_lora.losses.sam3 import Counts, Sam3Loss
-from sam3_lora.model import upstream
+from sam3_lora.model.lean import as_upstream
 from tests.models import micro_model, mixed_batch, scene_sample
 
 
-def official_loss() -> torch.nn.Module:
-    """The wrapper as roboflow_v100_full_ft_100_images.yaml (facebookresearch/sam3@99d02f2) spells it out."""
-    upstream.install()
-    from sam3.train.loss.loss_fns import Boxes, IABCEMdetr, Masks, SemanticSegCriterion
-    from sam3.train.loss.sam3_loss import Sam3LossWrapper
-    from sam3.train.matcher import BinaryHungarianMatcherV2, BinaryOneToManyMatcher
-
-    return Sam3LossWrapper(
-        matcher=BinaryHungarianMatcherV2(
-            focal=True, cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, alpha=0.25, gamma=2, stable=False
-        ),
-        o2m_matcher=BinaryOneToManyMatcher(alpha=0.3, threshold=0.4, topk=4),
-        o2m_weight=2.0,
-        use_o2m_matcher_on_o2m_aux=False,
-        normalization="local",
-        scale_by_find_batch_size=True,
-        loss_fns_find=[
-            Boxes(weight_dict={"loss_bbox": 5.0, "loss_giou": 2.0}),
-            IABCEMdetr(
-                weak_loss=False,
-                weight_dict={"loss_ce": 20.0, "presence_loss": 20.0},
-                pos_weight=10.0,
-                alpha=0.25,
-                gamma=2,
-                use_presence=True,
-                pos_focal=False,
-                pad_n_queries=200,
-                pad_scale_pos=1.0,
-            ),
-            Masks(
-                focal_alpha=0.25,
-                focal_gamma=2.0,
-                weight_dict={"loss_mask": 200.0, "loss_dice": 10.0},
-                compute_aux=False,
-            ),
-        ],
-        loss_fn_semantic_seg=SemanticSegCriterion(
-            presence_head=True,
-            presence_loss=False,
-            focal=True,
-            focal_alpha=0.6,
-            focal_gamma=2.0,
-            downsample=False,
-            weight_dict={"loss_semantic_seg": 20.0, "loss_semantic_presence": 1.0, "loss_semantic_dice": 30.0},
-        ),
-    )
+def without_some_masks() -> Sample:
+    """Two objects with a mask and one without, in two queries."""
+    sample = scene_sample(3)
+    sample.masks_NHW[0] = False
+    return sample
 
 
-def test_equals_the_official_wrapper_on_the_same_batch():
-    model, batch = micro_model(), mixed_batch(images=3)
-    outputs = model(batch)
-    expected = official_loss()(outputs, [model.back_convert(t) for t in batch.find_targets])
-    total, parts = Sam3Loss(masks=True, mask_points=None)(outputs, batch, model)
+@pytest.mark.parametrize(
+    "samples",
+    [
+        pytest.param([scene_sample(0), scene_sample(1), scene_sample(2)], id="mixed"),
+        pytest.param([scene_sample(0, negatives=False)], id="all have masks"),
+        pytest.param([without_some_masks(), scene_sample(1)], id="some objects have only boxes"),
+    ],
+)
+def test_model_and_loss_equal_the_official_ones(samples: list[Sample]):
+    model, batch = micro_model(), collate(samples, masks=True)
+    total, parts = Sam3Loss(masks=True, mask_points=None)(model(batch), batch, model)
+    total.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    official = as_upstream(micro_model())
+    expected = official_loss()(official(batch), [official.back_convert(t) for t in batch.find_targets])
+    expected["core_loss"].backward()
     torch.testing.assert_close(total, expected["core_loss"])
     for name, value in parts.items():
         torch.testing.assert_close(value, expected[name].detach(), msg=name)
+    for name, parameter in official.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_matching_happens_once_per_layer(monkeypatch: pytest.MonkeyPatch):
@@ -128,7 +101,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(most_queries: int):
     expected_gradients = gradients(model)
     model.zero_grad()
     whole, total, sums = Counts.of(batch), 0.0, dict.fromkeys(expected_parts, 0.0)
-    pieces = list(split(batch, most_queries))
+    pieces = [part.datapoint for part in Batch(batch, (None,) * 3).split(most_queries)]
     assert sum(len(piece.find_inputs[0].img_ids) for piece in pieces) == whole.queries == 7
     assert len(pieces) == -(-whole.queries // most_queries)
     for piece in pieces:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sam3_lora.config import RunConfig
-from sam3_lora.data.datapoint import collate
+from sam3_lora.data.datapoint import Batch, collate
 from sam3_lora.lora.inject import adapter_parameters
 from sam3_lora.losses.sam3 import Counts, Sam3Loss
 from sam3_lora.training.estimate import (
@@ -38,9 +38,10 @@ def measured(config: RunConfig) -> tuple[BatchShape, int]:
         amp_dtype=adapted.amp_dtype,
         max_grad_norm=0.1,
     )
-    batch = collate([data.train[0, i] for i in range(config.training.batch_size)], masks=loss.masks)
+    whole = Batch.of([data.train[0, i] for i in range(config.training.batch_size)], masks=loss.masks)
+    batch = whole.datapoint
     counts = Counts.of(batch)
-    stepper([batch])
+    stepper([whole])
     living = LivingBytes()
     stepper.optimizer.zero_grad(set_to_none=True)
     for tensor in [*adapted.model.parameters(), *adapted.model.buffers()]:
@@ -49,8 +50,12 @@ def measured(config: RunConfig) -> tuple[BatchShape, int]:
         for tensor in state.values():
             living.watch(tensor)
     with living:
-        stepper([batch])
-    return BatchShape(len(batch.img_batch), counts.queries, counts.objects), living.peak
+        stepper([whole])
+    return BatchShape(len(batch.img_batch), counts.queries, positives_of([batch]), counts.objects), living.peak
+
+
+def positives_of(batches: list[Any]) -> int:
+    return sum(int((batch.find_targets[0].num_boxes > 0).sum()) for batch in batches)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +83,10 @@ def test_the_largest_batch_is_that_of_the_data(make_config: Callable[..., RunCon
     samples = [data.train[0, i] for i in range(len(data.train))]
     queries = sorted((len(sample.queries) for sample in samples), reverse=True)
     objects = sorted((len(sample.boxes_N4) for sample in samples), reverse=True)
-    assert largest_batch(config) == BatchShape(2, sum(queries[:2]), sum(objects[:2]))
+    positives = sorted((positives_of([collate([sample], masks=True)]) for sample in samples), reverse=True)
+    assert largest_batch(config) == BatchShape(2, sum(queries[:2]), sum(positives[:2]), sum(objects[:2]))
 
 
 def test_without_annotations_a_batch_is_assumed(make_config: Callable[..., RunConfig], tmp_path: Path):
     config = make_config(dataset={"train_ann_file": str(tmp_path / "none.json"), "negatives_per_image": 3})
-    assert assumed_batch(config) == BatchShape(2, 2 * (2 + 3 + 1), 8)
+    assert assumed_batch(config) == BatchShape(2, 2 * (2 + 3 + 1), 4, 8)

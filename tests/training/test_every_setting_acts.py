@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from sam3_lora.config import COMPONENTS, RunConfig, Section
 from sam3_lora.errors import Sam3LoraError
 from sam3_lora.events import Event, EventType
+from sam3_lora.model.lean import vision_transformer_class
 from sam3_lora.synthetic.coco_export import ANNOTATIONS
 from sam3_lora.training import absent
 from sam3_lora.training.run import train
@@ -41,6 +42,8 @@ class Outcome:
     report: dict[str, Any] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     recomputed: int = 0  # calls that activation checkpointing made
+    encoded: int = 0  # images that went through the frozen blocks of the vision encoder
+    kept: int = 0  # files of features
     loaders: int = 0
     threads: int = 0
     deterministic: bool = False
@@ -66,6 +69,7 @@ def both(one: Sections, other: Sections) -> Sections:
 
 
 ALL_EPOCHS: Sections = {"training": {"max_steps": None}}
+FROZEN_VISION: Sections = {"lora": {"apply_to_vision_encoder": False}, "evaluation": {"baseline": True}}
 NO_CROSSES: Sections = {"dataset": {"train_ann_file": f"relabelled/train/{ANNOTATIONS}"}}
 NO_VALIDATION_SET: Sections = {"dataset": {"val_img_folder": None, "val_ann_file": None}}
 NO_GAIN: Sections = {
@@ -101,6 +105,7 @@ CASES: dict[str, Case] = {
     "dataset.min_scale": weights(dataset={"min_scale": 0.9}),
     "dataset.horizontal_flip": weights(dataset={"horizontal_flip": 1.0}),
     "dataset.color_jitter": weights(dataset={"color_jitter": 0.3}),
+    "dataset.augmented_views": Case({"dataset": {"augmented_views": 1}}, plain=ALL_EPOCHS),
     "dataset.transparent_color": Case(
         {"dataset": {"transparent_color": [0, 255, 0]}},
         plain={
@@ -135,6 +140,8 @@ CASES: dict[str, Case] = {
     "training.activation_checkpointing": Case(
         {"training": {"activation_checkpointing": "on"}}, lambda o: o.recomputed > 0
     ),
+    "training.cache_features": Case({"training": {"cache_features": "off"}}, lambda o: o.encoded, FROZEN_VISION),
+    "training.feature_cache_gb": Case({"training": {"feature_cache_gb": 1e-6}}, lambda o: o.encoded, FROZEN_VISION),
     "training.num_workers": Case({"training": {"num_workers": 1}}, lambda o: o.loaders),
     "training.deterministic": Case({"training": {"deterministic": True}}, lambda o: o.deterministic),
     "training.seed": weights(training={"seed": 7}),
@@ -167,6 +174,7 @@ CASES: dict[str, Case] = {
     ),
     "model.adapter": Case({"model": {"adapter": "missing"}}, lambda o: o.error),
     "output.dir": Case({"output": {"dir": "elsewhere"}}, lambda o: o.files),
+    "output.feature_cache": Case({"output": {"feature_cache": "features"}}, lambda o: o.kept, FROZEN_VISION),
     "output.tensorboard": Case({"output": {"tensorboard": True}}, lambda o: len(o.files)),
 }
 
@@ -230,11 +238,17 @@ def run(
             elif event.type is EventType.EVALUATION:
                 outcome.evaluations.append(event.data)
 
+        def first_blocks(trunk: Any, images: torch.Tensor, count: int) -> Any:
+            outcome.encoded += len(images)
+            return original_blocks(trunk, images, count)
+
         config = make_config("observed", **sections)
         threads = torch.get_num_threads()
         with monkeypatch.context() as patch:
             original_checkpoint = torch.utils.checkpoint.checkpoint
             patch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+            original_blocks = vision_transformer_class().first_blocks
+            patch.setattr(vision_transformer_class(), "first_blocks", first_blocks)
             if broken_gradients:
                 poison(1)
             try:
@@ -244,6 +258,7 @@ def run(
             finally:
                 torch.set_num_threads(threads)
         outcome.files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+        outcome.kept = len(list(Path("features").rglob("*.safetensors")))
         last = config.output.dir / "checkpoints" / "best" / "adapter_model.safetensors"
         if last.is_file():
             outcome.weights = {name: value.flatten().tolist() for name, value in load_file(last).items()}

@@ -3,6 +3,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,11 +107,18 @@ def test_same_seed_same_run_other_seed_other_run(make_config):
     assert not same(adapter(folders[0]), adapter(folders[2]))
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 3, 4])
-def test_resumed_run_equals_an_uninterrupted_one(make_config, interrupted_after: int):
+KEPT_FEATURES = {
+    "lora": {"vision_layers": 1},
+    "dataset": {"augmented_views": 2},
+    "training": {"use_amp": True, "cache_features": "on"},
+}
+
+
+@pytest.mark.parametrize(("interrupted_after", "sections"), [(1, {}), (3, {}), (4, {}), (4, KEPT_FEATURES)])
+def test_resumed_run_equals_an_uninterrupted_one(make_config, interrupted_after: int, sections: dict[str, Any]):
     whole, first, second = Recorder(), Recorder(), Recorder()
-    train(make_config("whole"), reporter=whole)
-    config = make_config("parts")
+    train(make_config("whole", **sections), reporter=whole)
+    config = make_config("parts", **sections)
     with pytest.raises(InterruptedRunError) as caught:
         train(config, reporter=first, should_stop=stop_after(interrupted_after, first))
     assert caught.value.checkpoint == config.output.dir / "checkpoints" / f"step_{interrupted_after}"

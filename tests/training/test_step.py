@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sam3_lora.config import LoraConfig
+from sam3_lora.data.datapoint import Batch
 from sam3_lora.errors import OutOfMemoryError
 from sam3_lora.lora.inject import adapter_parameters, inject
 from sam3_lora.losses.sam3 import Sam3Loss
@@ -36,17 +37,21 @@ def step(
         def backward(*_: object) -> None:
             raise error()
 
-    def limited(batch: object) -> object:
-        outputs = forward(batch)
+    def limited(batch: object, features: object) -> object:
+        outputs = forward(batch, features)
         if len(batch.find_inputs[0].img_ids) > fits:
             if fails_in == "forward":
                 raise error()
             last = outputs[-1]
-            last["pred_masks"] = Exhausted.apply(last["pred_masks"])  # after the gradients of the boxes, say
+            if "semantic_seg" in last:
+                last["semantic_seg"] = Exhausted.apply(last["semantic_seg"])  # after the gradients of the boxes, say
+            else:
+                last["pred_logits"] = Exhausted.apply(last["pred_logits"])
         return outputs
 
     model.forward = limited
-    result = stepper([mixed_batch(images=2), mixed_batch(images=1, seed=5)])
+    batches = Batch(mixed_batch(images=2), (None, None)), Batch(mixed_batch(images=1, seed=5), (None,))
+    result = stepper(batches)
     return result, {name: p.grad for name, p in adapters.items()}, stepper
 
 

@@ -1,0 +1,106 @@
+"""A bounded store of tensors by name, in memory or in a folder.
+
+What does not fit any more is not kept: images come round once in each epoch, where throwing out an old one for a new
+one would mean that none is ever found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zlib
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+TENSOR, SUFFIX = "tokens", ".safetensors"
+
+
+class FeatureStore(Protocol):
+    """What `Encoders` needs of a store."""
+
+    def get(self, name: str) -> Tensor | None: ...
+
+    def put(self, name: str, tensor: Tensor) -> None: ...
+
+
+class MemoryStore:
+    """Tensors in this process's memory, on the CPU."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.size = capacity, 0  # bytes
+        self._tensors: dict[str, Tensor] = {}
+
+    def get(self, name: str) -> Tensor | None:
+        return self._tensors.get(name)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        if name not in self._tensors and self.size + tensor.nbytes <= self.capacity:
+            self._tensors[name] = tensor.cpu().clone()
+            self.size += tensor.nbytes
+
+
+class FolderStore:
+    """Tensors as safetensors files with a checksum, which other runs with the same base can use.
+
+    Args:
+        folder: belongs to the store; only its own files are looked at.
+        namespace: what the tensors depend on beside their names, such as the base's fingerprint.
+        capacity: bytes of all files together, those of other namespaces included.
+    """
+
+    def __init__(self, folder: Path, namespace: str, capacity: int) -> None:
+        self.folder = folder / hashlib.blake2b(namespace.encode(), digest_size=16).hexdigest()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.capacity = capacity
+        self.size = sum(file.stat().st_size for file in folder.glob(f"*/*{SUFFIX}"))
+
+    def get(self, name: str) -> Tensor | None:
+        file = self._file(name)
+        try:
+            with safe_open(file, "pt") as body:
+                tensor: Tensor = body.get_tensor(TENSOR)
+                if (body.metadata() or {}).get("crc32") == _checksum(tensor):
+                    return tensor
+                problem = "its checksum is another"
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            problem = str(error)
+        log.warning("%s is damaged (%s): the features are computed again", file, problem)
+        self.size -= file.stat().st_size if file.exists() else 0
+        file.unlink(missing_ok=True)
+        return None
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        file, tensor = self._file(name), tensor.cpu().contiguous()
+        if file.exists() or self.size + tensor.nbytes > self.capacity:
+            return
+        partial = file.with_suffix(f".{os.getpid()}.part")
+        try:
+            partial.write_bytes(save({TENSOR: tensor}, {"crc32": _checksum(tensor)}))
+            partial.replace(file)  # whole or not at all, whoever else writes the same
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            log.warning("cannot keep features in %s (%s): they are computed each time", self.folder, error)
+            self.capacity = 0
+            return
+        self.size += file.stat().st_size
+
+    def _file(self, name: str) -> Path:
+        return self.folder / (hashlib.blake2b(name.encode(), digest_size=16).hexdigest() + SUFFIX)
+
+
+def _checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data):08x}"

@@ -1,0 +1,28 @@
+"""The benchmark runs at a small size and ends with its ratios."""
+
+import json
+from pathlib import Path
+
+from benchmarks.train_cpu import OURS, REFERENCE
+from tests.benchmarks.test_learning import run
+
+
+def test_measures_every_way_to_train_against_the_reference(tmp_path: Path):
+    done = run("train-cpu", "--tiny", "--steps", 1, "--prompts", 2, "--output", tmp_path / "train-cpu.json")
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-2:]
+    assert last[0].startswith("train-cpu-vision-detector ratio=")
+    assert last[1].startswith("train-cpu-detector ratio=")
+    rows = json.loads((tmp_path / "train-cpu.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == ["vision+detector", "last quarter+detector", "detector", "reference"]
+    assert all(row["seconds"] > 0 and row["trainable_parameters"] > 0 for row in rows)
+
+
+def test_the_gpu_benchmark_runs_at_a_small_size_on_the_cpu(tmp_path: Path):
+    arguments = ("--tiny", "--device", "cpu", "--steps", 1, "--images", 1, "--output", tmp_path / "train-gpu.json")
+    done = run("train-gpu", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "train-gpu-vision-detector ratio=" in done.stdout
+    rows = json.loads((tmp_path / "train-gpu.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == [*(name for name in OURS for _ in range(2)), REFERENCE]
+    assert all(row["tflops"] > 0 for row in rows if row["step"] != REFERENCE and not row["recompute"])
