@@ -78,11 +78,11 @@ def our_step(
     lora: LoraConfig,
     *,
     device: str = "cpu",
-    recompute: bool = True,
+    recomputed: upstream.Recomputed = "encoders",
     amp_dtype: torch.dtype | None = torch.bfloat16,
 ) -> Stepper:
     """The step of a training run with the default settings, and features of frozen blocks kept in memory."""
-    upstream.set_activation_checkpointing(model, recompute)
+    upstream.set_activation_checkpointing(model, recomputed)
     inject(model, lora)
     switch_off_frozen_dropout(model)
     hold_frozen_weights(model, amp_dtype)
@@ -229,7 +229,7 @@ class ReferenceStep:
     model: Any
 
     def __post_init__(self) -> None:
-        upstream.set_activation_checkpointing(self.model, True)
+        upstream.set_activation_checkpointing(self.model, "on")
         adapt_plainly(as_upstream(self.model))
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)

@@ -239,7 +239,7 @@ def load_base_with_dropout() -> nn.Module:
     """sam3-tiny's weights in an architecture with the official model's dropout and drop-path."""
     architecture = replace(architecture_of(BASE), dropout=0.1, vit_drop_path=0.1)
     model = build_model(architecture)
-    upstream.set_activation_checkpointing(model, False)
+    upstream.set_activation_checkpointing(model, "off")
     model.load_state_dict(load_base(BASE).state_dict())
     return model.eval()
 

@@ -18,7 +18,7 @@ import time
 import warnings
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -26,6 +26,7 @@ from benchmarks import record
 from benchmarks.full_size import ALPHA, RANK, ReferenceStep, our_step, random_batch, random_model
 from sam3_lora.config import LoraConfig
 from sam3_lora.model.architecture import SAM3, SAM3_TINY, Architecture
+from sam3_lora.model.upstream import Recomputed
 
 REFERENCE = "reference"
 OURS = ("vision+detector", "last quarter+detector", "detector")  # the last 8 of 32 blocks
@@ -42,7 +43,12 @@ def main(arguments: list[str]) -> int:
         print(f"measuring {name}", flush=True)
         rows.append(_in_a_process(name, arguments))
         print(f"  {rows[-1]['seconds']:.1f} s a step, peak {rows[-1]['peak_gb']:.1f} GB", flush=True)
-    details = {"prompts": options.prompts, "threads": torch.get_num_threads(), "tiny": options.tiny}
+    details = {
+        "prompts": options.prompts,
+        "threads": torch.get_num_threads(),
+        "recomputed": options.recomputed,
+        "tiny": options.tiny,
+    }
     if not options.tiny or options.output is not None:
         print(f"written to {record.write('train-cpu', rows, path=options.output, **details)}")
     report(rows)
@@ -68,7 +74,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             reference(batch.datapoint)
             times.append(time.monotonic() - began)
     else:
-        stepper = our_step(model, lora_of(name, architecture), recompute=not options.keep_activations)
+        stepper = our_step(model, lora_of(name, architecture), recomputed=options.recomputed)
         for _ in range(1 + options.steps):
             began = time.monotonic()
             if not stepper([batch]).applied:
@@ -112,7 +118,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=1, help="texts asked about the image")
     parser.add_argument("--steps", type=int, default=3, help="steps that count of ours, after one to warm up")
     parser.add_argument("--reference-steps", type=int, default=1, help="steps of the reference, with none to warm up")
-    parser.add_argument("--keep-activations", action="store_true", help="ours without recomputation in backward")
+    parser.add_argument("--recomputed", choices=get_args(Recomputed), default="encoders", help="activations, of ours")
     parser.add_argument("--tiny", action="store_true", help="the small architecture, to see that it runs")
     parser.add_argument("--part", choices=[*OURS, REFERENCE], help="measure this one in this process, as JSON")
     parser.add_argument("--output", type=Path, help="JSON file, instead of results/train-cpu.json")

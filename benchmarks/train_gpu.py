@@ -26,6 +26,7 @@ from benchmarks import record
 from benchmarks.full_size import ReferenceStep, our_step, random_batch, random_model
 from benchmarks.train_cpu import OURS, REFERENCE, lora_of
 from sam3_lora.model.architecture import SAM3, SAM3_TINY, Architecture
+from sam3_lora.model.upstream import Recomputed
 
 TARGETS = {  # name: (what is measured, of which step and batch, the target)
     "train-gpu-vision-detector": ("faster", "vision+detector", 4.0),
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> int:
     rows = []
     for name in (*OURS, REFERENCE):
         for images in options.images if name != REFERENCE else options.images[:1]:
-            for recompute in (True, False) if name != REFERENCE else (True,):
-                rows.append(measure(name, images, recompute, architecture, limit, options))
+            for recomputed in ("off", "encoders", "on") if name != REFERENCE else ("on",):
+                rows.append(measure(name, images, recomputed, architecture, limit, options))
                 print(f"  {rows[-1]}", flush=True)
     details = {"prompts_per_image": options.prompts, "matmul_tflops": round(limit / 1e12, 2), "tiny": options.tiny}
     if not options.tiny or options.output is not None:
@@ -58,16 +59,21 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(
-    name: str, images: int, recompute: bool, architecture: Architecture, limit: float, options: argparse.Namespace
+    name: str,
+    images: int,
+    recomputed: Recomputed,
+    architecture: Architecture,
+    limit: float,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Median seconds of a step, or the error that ended it."""
     gc.collect()
     cuda = options.device == "cuda"
     if cuda:
         torch.cuda.empty_cache()
-    row: dict[str, Any] = {"step": name, "images": images, "recompute": recompute}
+    row: dict[str, Any] = {"step": name, "images": images, "recomputed": recomputed}
     try:
-        step = _build(name, images, recompute, architecture, options)
+        step = _build(name, images, recomputed, architecture, options)
         step()  # warm-up, in which features of frozen blocks are computed
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -75,7 +81,7 @@ def measure(
         row |= {"seconds": round(seconds, 4), "images_per_second": round(images / seconds, 3)}
         if cuda:
             row["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-        if name != REFERENCE and not recompute:
+        if name != REFERENCE and recomputed == "off":
             with FlopCounterMode(display=False) as counter:
                 step()
             flops = counter.get_total_flops()
@@ -86,14 +92,14 @@ def measure(
 
 
 def _build(
-    name: str, images: int, recompute: bool, architecture: Architecture, options: argparse.Namespace
+    name: str, images: int, recomputed: Recomputed, architecture: Architecture, options: argparse.Namespace
 ) -> Callable[[], object]:
     model, batch = random_model(architecture), random_batch(images, options.prompts, architecture.image_size)
     if name == REFERENCE:
         reference = ReferenceStep(model.to(options.device))
         data = batch.to(torch.device(options.device)).datapoint
         return lambda: reference(data)
-    stepper = our_step(model, lora_of(name, architecture), device=options.device, recompute=recompute)
+    stepper = our_step(model, lora_of(name, architecture), device=options.device, recomputed=recomputed)
     return lambda: stepper([batch])
 
 
@@ -122,8 +128,8 @@ def _wait(device: str) -> None:
 def report(rows: list[dict[str, Any]]) -> None:
     """A Markdown table, and a line for each target."""
     reference = next((row.get("seconds") for row in rows if row["step"] == REFERENCE), None)
-    print("\n| step | images | recompute | seconds | images/s | peak GB | TFLOP | MFU |\n" + "|---" * 8 + "|")
-    columns = ("step", "images", "recompute", "seconds", "images_per_second", "peak_gb", "tflops", "mfu")
+    print("\n| step | images | recomputed | seconds | images/s | peak GB | TFLOP | MFU |\n" + "|---" * 8 + "|")
+    columns = ("step", "images", "recomputed", "seconds", "images_per_second", "peak_gb", "tflops", "mfu")
     for row in rows:
         print("| " + " | ".join(str(row.get(column, row.get("error", ""))) for column in columns) + " |")
     print()

@@ -144,7 +144,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    model: Any = build_model(SAM3_TINY, activation_checkpointing=False).to(device).train()
+    model: Any = build_model(SAM3_TINY, recomputed="off").to(device).train()
     if args.init is not None:
         model.load_state_dict(load_file(args.init), strict=False)  # the file lacks only the rotary tables
     loss_fn = Sam3Loss(masks=True, mask_points=None)

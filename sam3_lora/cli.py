@@ -249,10 +249,15 @@ def inspect(
     with _errors_named():
         run_config = configuration.load(config)
         from sam3_lora.training.estimate import adapted_skeleton, assumed_batch, estimate_memory, largest_batch
+        from sam3_lora.training.setup import choose_resolution, prepare_data
 
         model, injection = adapted_skeleton(run_config)
         assumed = not run_config.dataset.train_ann_file.exists()
-        batch = assumed_batch(run_config) if assumed else largest_batch(run_config)
+        if assumed:
+            batch = assumed_batch(run_config)
+        else:
+            resolution = choose_resolution(run_config.model, run_config.dataset.resolution)
+            batch = largest_batch(run_config, prepare_data(run_config, resolution))
         with console.status("estimating memory"):
             memory = estimate_memory(model, run_config, batch)
     if as_json:

@@ -239,8 +239,9 @@ class TrainingConfig(Section):
     frozen_dropout: bool = False
     """Keep upstream's dropout and drop-path inside frozen modules. Off learns better (`benchmarks/README.md`), and
     trains faster and leaner."""
-    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations in backward to save memory; auto: on for all but small models."""
+    activation_checkpointing: Literal["auto", "on", "encoders", "off"] = "auto"
+    """Recompute activations in backward to save memory: all, those of the encoders, or none; auto: as few as the free
+    memory allows, by an estimate."""
     cache_features: Literal["auto", "on", "off"] = "auto"
     """Keep what the vision encoder's blocks before the first adapted one make of images that come again: those of
     validation, and of training where they are not augmented or `dataset.augmented_views` is set. on: fail where

@@ -21,7 +21,7 @@ OUTPUTS = ("pred_logits", "pred_boxes", "pred_masks", "presence_logit_dec")
 def micro_model(seed: int = 0) -> nn.Module:
     """A SAM3 model of about a million parameters with random weights, in train mode."""
     torch.manual_seed(seed)
-    return build_model(MICRO, activation_checkpointing=False).train()
+    return build_model(MICRO, recomputed="off").train()
 
 
 def scene_sample(seed: int, *, negatives: bool = True, positives: bool = True) -> Sample:

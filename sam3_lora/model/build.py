@@ -32,7 +32,7 @@ def build_skeleton(arch: Architecture, *, resolution: int | None = None) -> nn.M
 
 
 def build_model(
-    arch: Architecture, *, resolution: int | None = None, activation_checkpointing: bool = True
+    arch: Architecture, *, resolution: int | None = None, recomputed: upstream.Recomputed = "on"
 ) -> nn.Module:
     """Build `sam3.model.sam3_image.Sam3Image` with random weights.
 
@@ -41,7 +41,7 @@ def build_model(
     Args:
         resolution: side of the square input in pixels (default: the architecture's); the rotary tables of
             the global blocks are made for it, all other weights do not depend on it.
-        activation_checkpointing: recompute activations in backward instead of keeping them.
+        recomputed: the activations that backward recomputes instead of keeping them.
 
     Raises:
         ValueError: if the resolution does not suit the patch and window sizes.
@@ -78,7 +78,7 @@ def build_model(
         multimask_output=True,
         matcher=upstream.matcher(),
     )
-    upstream.set_activation_checkpointing(model, activation_checkpointing)
+    upstream.set_activation_checkpointing(model, recomputed)
     return model
 
 

@@ -1,9 +1,10 @@
-"""Memory of a device: whether it ran out."""
+"""Memory of a device: how much is free, and whether it ran out."""
 
 from __future__ import annotations
 
 import gc
 
+import psutil
 import torch
 
 
@@ -17,3 +18,10 @@ def free_unused(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

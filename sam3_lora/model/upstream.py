@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ warnings.filterwarnings("ignore", message="User provided device_type of 'cuda', 
 warnings.filterwarnings("ignore", message="Importing from timm.models.layers is deprecated")
 
 Sam3Image: TypeAlias = Any  # sam3 is untyped; what is called so is a `sam3.model.sam3_image.Sam3Image`
+Recomputed = Literal["on", "encoders", "off"]
 SKIP_CHECKPOINTING = "sam3_lora_skip_checkpointing"
 
 
@@ -68,11 +69,11 @@ def _make_focal_loss_device_aware() -> None:
     loss_fns.sigmoid_focal_loss = sigmoid_focal_loss
 
 
-def set_activation_checkpointing(model: Sam3Image, enabled: bool) -> None:
-    """Switch activation checkpointing of the whole model: recompute in backward (True) or keep (False)."""
-    trunk = model.backbone.vision_backbone.trunk
-    trunk.use_act_checkpoint = enabled
-    model.backbone.language_backbone.encoder.transformer.grad_checkpointing = enabled
+def set_activation_checkpointing(model: Sam3Image, recomputed: Recomputed) -> None:
+    """Choose which activations backward recomputes instead of keeping: all, those of the encoders, or none."""
+    model.backbone.vision_backbone.trunk.use_act_checkpoint = recomputed != "off"
+    model.backbone.language_backbone.encoder.transformer.grad_checkpointing = recomputed != "off"
+    enabled = recomputed == "on"
     model.geometry_encoder.use_act_ckpt = enabled
     model.use_act_checkpoint_seg_head = enabled
     if model.segmentation_head is not None:

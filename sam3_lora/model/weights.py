@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 BASES = Path(__file__).with_name("bases")
 HUB_REPOSITORY, HUB_FILE = "facebook/sam3", "sam3.pt"
 OFFICIAL_PREFIX = "detector."  # official checkpoints also hold the tracker; the image model is the detector
-LARGE = 50_000_000  # parameters from which activations are worth recomputing
+LARGE = 50_000_000  # parameters
 
 
 def architecture_of(base: str) -> Architecture:
@@ -45,7 +45,7 @@ def load_base(
     *,
     checkpoint: Path | None = None,
     resolution: int | None = None,
-    activation_checkpointing: Literal["auto", "on", "off"] = "auto",
+    recomputed: upstream.Recomputed | None = None,
 ) -> nn.Module:
     """Build a base model with its weights, on the CPU, in evaluation mode.
 
@@ -60,17 +60,14 @@ def load_base(
     arch = architecture_of(base)
     tensors = _official_weights(checkpoint) if base == "sam3" else _read(BASES / base / "model.safetensors")
     model = build_skeleton(arch, resolution=resolution)  # random weights would take ten seconds to draw, for nothing
-    choose_recomputation(model, activation_checkpointing)
+    upstream.set_activation_checkpointing(model, recomputed or ("on" if is_large(model) else "off"))
     _load(model, tensors)
     return model.eval()
 
 
-def choose_recomputation(model: nn.Module, activation_checkpointing: Literal["auto", "on", "off"]) -> None:
-    """Have activations recomputed in backward or kept, in place; auto: recomputed by all but small models."""
-    recompute = sum(p.numel() for p in model.parameters()) > LARGE
-    if activation_checkpointing != "auto":
-        recompute = activation_checkpointing == "on"
-    upstream.set_activation_checkpointing(model, recompute)
+def is_large(model: nn.Module) -> bool:
+    """Whether a training step of the model takes gigabytes."""
+    return sum(p.numel() for p in model.parameters()) > LARGE
 
 
 def _official_weights(checkpoint: Path | None) -> dict[str, Tensor]:

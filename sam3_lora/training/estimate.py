@@ -7,6 +7,7 @@ needs values, is left out: the losses are taken on as many arbitrary queries as 
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -23,15 +24,21 @@ from sam3_lora.lora.inject import Injection, adapter_parameters, inject
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.model.build import build_skeleton
 from sam3_lora.model.encoders import Encoders
+from sam3_lora.model.memory import free_memory
 from sam3_lora.model.precision import hold_frozen_weights
-from sam3_lora.model.weights import architecture_of, choose_recomputation
-from sam3_lora.training.setup import AMP_DTYPES, choose_resolution, prepare_data, switch_off_frozen_dropout
+from sam3_lora.model.upstream import Recomputed, set_activation_checkpointing
+from sam3_lora.model.weights import architecture_of, is_large
+from sam3_lora.training.setup import AMP_DTYPES, Adapted, Data, choose_resolution, switch_off_frozen_dropout
 
 if TYPE_CHECKING:
     from sam3_lora.config import RunConfig
     from sam3_lora.model.lean import MaskLogits
 
+log = logging.getLogger(__name__)
 ADAM_MOMENTS = 2  # float32 each, beside the gradient
+LEAST_FIRST: tuple[Recomputed, ...] = ("off", "encoders", "on")
+MARGIN = 1.1  # estimates were within a tenth
+BESIDE_TENSORS = {"cuda": 10**9, "cpu": 2 * 10**9}  # bytes: contexts, workspaces of libraries, fragmentation
 ONE_TO_MANY = 4  # queries that the one-to-many matcher gives an object (losses/sam3.py: topk)
 
 
@@ -45,13 +52,8 @@ class BatchShape:
     objects: int
 
 
-def largest_batch(config: RunConfig) -> BatchShape:
-    """The images with most queries, with most concepts and with most objects, in one micro-batch.
-
-    Raises:
-        ConfigError, DatasetError: if settings or annotations are wrong or missing.
-    """
-    data = prepare_data(config, choose_resolution(config.model, config.dataset.resolution))
+def largest_batch(config: RunConfig, data: Data) -> BatchShape:
+    """The images with most queries, with most concepts and with most objects, in one micro-batch."""
     options, images = config.dataset, data.train.entries
     queries, present, objects = [], [], []
     for _, kept, annotated in images:
@@ -95,15 +97,21 @@ class MemoryEstimate:
         return {**asdict(self), "peak": self.peak}
 
 
-def adapted_skeleton(config: RunConfig) -> tuple[nn.Module, Injection]:
+def adapted_skeleton(config: RunConfig, recomputed: Recomputed | None = None) -> tuple[nn.Module, Injection]:
     """The model that a run would train, without weights, and what is adapted in it.
+
+    Args:
+        recomputed: activations that backward recomputes; None: as configured, and as many as can be where that is left
+            to the run.
 
     Raises:
         ConfigError: if switches, targets or resolution do not fit the base.
     """
     resolution = choose_resolution(config.model, config.dataset.resolution)
     model = build_skeleton(architecture_of(config.model.base), resolution=resolution)
-    choose_recomputation(model, config.training.activation_checkpointing)
+    wanted = config.training.activation_checkpointing
+    least: Recomputed = "on" if is_large(model) else "off"
+    set_activation_checkpointing(model, recomputed or (least if wanted == "auto" else wanted))
     injection = inject(model, config.lora)
     if not config.training.frozen_dropout:
         switch_off_frozen_dropout(model)
@@ -138,6 +146,23 @@ def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> M
         adapters=parameters + gradients + in_optimiser,
         activations=max(0, living.peak - held - gradients),
     )
+
+
+def choose_recomputation(config: RunConfig, adapted: Adapted, batch: BatchShape) -> Recomputed | None:
+    """What to recompute so that the largest batch fits into the memory that is free beside the loaded model.
+
+    None where there is no choice: it is configured, or the model is small and keeps everything.
+    """
+    if config.training.activation_checkpointing != "auto" or not is_large(adapted.model):
+        return None
+    free = free_memory(adapted.device)
+    for recomputed in LEAST_FIRST[:-1]:
+        memory = estimate_memory(adapted_skeleton(config, recomputed)[0], config, batch)
+        needed = int((memory.adapters + memory.activations) * MARGIN) + BESIDE_TENSORS[adapted.device.type]
+        log.info("activations recomputed: %s: %.1f of %.1f GB", recomputed, needed / 1e9, free / 1e9)
+        if needed <= free:
+            return recomputed
+    return LEAST_FIRST[-1]
 
 
 def _step(model: Any, loss: Sam3Loss, batch: BatchShape, resolution: int, amp_dtype: torch.dtype | None) -> None:

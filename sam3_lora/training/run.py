@@ -32,9 +32,11 @@ from sam3_lora.lora.inject import adapter_parameters
 from sam3_lora.lora.layers import adapters_off
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.model.encoders import Encoders
+from sam3_lora.model.upstream import set_activation_checkpointing
 from sam3_lora.training import checkpoint
 from sam3_lora.training.absent import find_absent_words
 from sam3_lora.training.batches import Batches
+from sam3_lora.training.estimate import choose_recomputation, largest_batch
 from sam3_lora.training.optim import build_optimizer, learning_rate, set_learning_rate
 from sam3_lora.training.progress import Progress, Report
 from sam3_lora.training.reporting import RunReporter
@@ -61,6 +63,7 @@ class Stop(StrEnum):
 
 ABSENT_WORDS = "absent_words.json"
 LATEST, TUNED = ".latest", "tuned"  # exported predictions: of the last validation, of the best one
+RECOMPUTED = {"on": "all", "encoders": "those of the encoders", "off": "none"}
 STOPS = (None, Stop.FINISH, Stop.INTERRUPT)  # the later outranks the earlier
 
 
@@ -141,6 +144,7 @@ class _Run:
         self.data = prepare_data(self.config, resolution)
         self.reports.phase(Phase.LOADING_MODEL)
         self.adapted = prepare_model(self.config, resolution, self.data.concepts, self.world.local_rank)
+        self._choose_recomputation()
         self.encoders = Encoders(self.adapted.model, open_feature_store(self.config, self.adapted, self.data))
         self._build_stepper()
         if resume is not None:
@@ -158,6 +162,13 @@ class _Run:
                 self._find_absent_words()
         self._train_epochs()
         return self._finish()
+
+    def _choose_recomputation(self) -> None:
+        batch = largest_batch(self.config, self.data)
+        recomputed = choose_recomputation(self.config, self.adapted, batch)
+        if recomputed is not None:
+            set_activation_checkpointing(self.adapted.model, recomputed)
+            self.reports.message(f"activations recomputed in backward: {RECOMPUTED[recomputed]}")
 
     def _build_stepper(self) -> None:
         training = self.config.training

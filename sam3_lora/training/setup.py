@@ -172,11 +172,12 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
     if amp_dtype is torch.float16 and device.type != "cuda":
         fault = {"pointer": "/training/amp_dtype", "code": "unavailable", "message": "float16 needs CUDA"}
         raise ConfigError("training.amp_dtype float16 needs CUDA; use bfloat16", errors=[fault])
+    wanted = config.training.activation_checkpointing
     model = load_base(
         config.model.base,
         checkpoint=config.model.checkpoint,
         resolution=resolution,
-        activation_checkpointing=config.training.activation_checkpointing,
+        recomputed=None if wanted == "auto" else wanted,
     )
     base_fingerprint = fingerprint(model)
     injection = inject(model, config.lora)

@@ -42,7 +42,7 @@ def test_unsuitable_resolution_is_refused_with_the_nearest(resolution: int):
 
 def test_other_resolution_runs_with_the_same_weights():
     model = micro_model()
-    larger = build_model(MICRO, resolution=210, activation_checkpointing=False)
+    larger = build_model(MICRO, resolution=210, recomputed="off")
     weights = {k: v for k, v in model.state_dict().items() if not v.is_complex()}
     assert all("freqs_cis" in name for name in larger.load_state_dict(weights, strict=False).missing_keys)
     batch = mixed_batch()
@@ -54,13 +54,14 @@ def test_other_resolution_runs_with_the_same_weights():
 def test_activation_checkpointing_changes_nothing_but_memory():
     model, batch = micro_model(), mixed_batch()
     gradients = []
-    for enabled in (False, True):
-        upstream.set_activation_checkpointing(model, enabled)
+    for recomputed in ("off", "encoders", "on"):
+        upstream.set_activation_checkpointing(model, recomputed)
         model.zero_grad()
         final = model(batch)[-1]
         masks = final["pred_masks"]
         (final["pred_logits"].sum() + masks.queries_BQC.mean() + masks.pixels_BCHW.mean()).backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    for other in gradients[1:]:
+        assert gradients[0].keys() == other.keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, msg=name)

@@ -10,11 +10,16 @@ from sam3_lora.config import RunConfig
 from sam3_lora.data.datapoint import Batch, collate
 from sam3_lora.lora.inject import adapter_parameters
 from sam3_lora.losses.sam3 import Counts, Sam3Loss
+from sam3_lora.model.upstream import Recomputed
+from sam3_lora.training import estimate
 from sam3_lora.training.estimate import (
+    BESIDE_TENSORS,
+    MARGIN,
     BatchShape,
     LivingBytes,
     adapted_skeleton,
     assumed_batch,
+    choose_recomputation,
     estimate_memory,
     largest_batch,
 )
@@ -84,9 +89,25 @@ def test_the_largest_batch_is_that_of_the_data(make_config: Callable[..., RunCon
     queries = sorted((len(sample.queries) for sample in samples), reverse=True)
     objects = sorted((len(sample.boxes_N4) for sample in samples), reverse=True)
     positives = sorted((positives_of([collate([sample], masks=True)]) for sample in samples), reverse=True)
-    assert largest_batch(config) == BatchShape(2, sum(queries[:2]), sum(positives[:2]), sum(objects[:2]))
+    assert largest_batch(config, data) == BatchShape(2, sum(queries[:2]), sum(positives[:2]), sum(objects[:2]))
 
 
 def test_without_annotations_a_batch_is_assumed(make_config: Callable[..., RunConfig], tmp_path: Path):
     config = make_config(dataset={"train_ann_file": str(tmp_path / "none.json"), "negatives_per_image": 3})
     assert assumed_batch(config) == BatchShape(2, 2 * (2 + 3 + 1), 4, 8)
+
+
+@pytest.mark.parametrize("fits", ["off", "encoders", "on"])
+def test_as_few_activations_are_recomputed_as_the_memory_allows(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, fits: Recomputed
+):
+    config, batch = make_config(), BatchShape(2, 6, 4, 8)
+    adapted = prepare_model(config, 140, prepare_data(config, 140).concepts)
+    assert choose_recomputation(config, adapted, batch) is None  # small models keep everything
+    monkeypatch.setattr(estimate, "is_large", lambda model: True)
+    memory = estimate_memory(adapted_skeleton(config, fits)[0], config, batch)
+    free = int((memory.adapters + memory.activations) * MARGIN) + BESIDE_TENSORS["cpu"]
+    monkeypatch.setattr(estimate, "free_memory", lambda device: free)
+    assert choose_recomputation(config, adapted, batch) == fits
+    wanted = make_config(training={"activation_checkpointing": "on"})
+    assert choose_recomputation(wanted, adapted, batch) is None
