@@ -42,10 +42,9 @@ class MaskLogits:
         order = rows.argsort(stable=True)
         counts: list[int] = rows.bincount(minlength=len(self.pixels_BCHW)).tolist()
         chosen = torch.split(self.queries_BQC[rows[order], queries_N[order]], counts)
-        logits = [
-            torch.einsum("nc,chw->nhw", q_NC, p_CHW) for q_NC, p_CHW in zip(chosen, self.pixels_BCHW, strict=True)
-        ]
-        return torch.cat(logits), order
+        size = self.pixels_BCHW.shape[-2:]
+        logits = [q_NC @ p_CHW.flatten(1) for q_NC, p_CHW in zip(chosen, self.pixels_BCHW, strict=True)]
+        return torch.cat(logits).unflatten(1, size), order
 
 
 @dataclass(frozen=True)
