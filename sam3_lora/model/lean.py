@@ -44,7 +44,7 @@ class MaskLogits:
         chosen = torch.split(self.queries_BQC[rows[order], queries_N[order]], counts)
         size = self.pixels_BCHW.shape[-2:]
         logits = [q_NC @ p_CHW.flatten(1) for q_NC, p_CHW in zip(chosen, self.pixels_BCHW, strict=True)]
-        return torch.cat(logits).unflatten(1, size), order
+        return torch.cat(logits).view(-1, *size), order
 
 
 @dataclass(frozen=True)

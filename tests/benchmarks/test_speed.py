@@ -1,4 +1,4 @@
-"""The benchmark runs at a small size and ends with its ratios."""
+"""The benchmarks of speed run at a small size and end with their ratios. Their figures are not judged here."""
 
 import json
 from pathlib import Path
@@ -26,3 +26,19 @@ def test_the_gpu_benchmark_runs_at_a_small_size_on_the_cpu(tmp_path: Path):
     rows = json.loads((tmp_path / "train-gpu.json").read_text())["rows"]
     assert [row["step"] for row in rows] == [*(name for name in OURS for _ in range(3)), REFERENCE]
     assert all(row["tflops"] > 0 for row in rows if row["step"] != REFERENCE and row["recomputed"] == "off")
+
+
+def test_startup_is_measured_by_phase(tmp_path: Path):
+    done = run("startup", "--tiny", "--folder", tmp_path, "--output", tmp_path / "startup.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("startup ratio=")
+    rows = json.loads((tmp_path / "startup.json").read_text())["rows"]
+    assert [row["state"] for row in rows] == ["cold", "warm", "warm"]
+    assert all(0 < row["build and load"] < row["all"] for row in rows)
+
+
+def test_scaling_compares_one_process_with_two(tmp_path: Path):
+    done = run("scale-ddp", "--steps", 2, "--output", tmp_path / "scale-ddp.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("scale-ddp ratio=")
+    assert [row["steps"] for row in json.loads((tmp_path / "scale-ddp.json").read_text())["rows"]] == [2, 2]
