@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.train_cpu import OURS, REFERENCE
 from tests.benchmarks.test_learning import run
 
@@ -28,6 +30,7 @@ def test_the_gpu_benchmark_runs_at_a_small_size_on_the_cpu(tmp_path: Path):
     assert all(row["tflops"] > 0 for row in rows if row["step"] != REFERENCE and row["recomputed"] == "off")
 
 
+@pytest.mark.slow
 def test_startup_is_measured_by_phase(tmp_path: Path):
     done = run("startup", "--tiny", "--folder", tmp_path, "--output", tmp_path / "startup.json")
     assert done.returncode == 0, done.stderr
@@ -37,8 +40,19 @@ def test_startup_is_measured_by_phase(tmp_path: Path):
     assert all(0 < row["build and load"] < row["all"] for row in rows)
 
 
+@pytest.mark.slow
 def test_scaling_compares_one_process_with_two(tmp_path: Path):
     done = run("scale-ddp", "--steps", 2, "--output", tmp_path / "scale-ddp.json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("scale-ddp ratio=")
     assert [row["steps"] for row in json.loads((tmp_path / "scale-ddp.json").read_text())["rows"]] == [2, 2]
+
+
+def test_the_loader_is_compared_with_the_model(tmp_path: Path):
+    arguments = ("--tiny", "--workers", 0, 1, "--images", 4, "--steps", 1, "--output", tmp_path / "loader.json")
+    done = run("loader", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("loader ratio=")
+    rows = json.loads((tmp_path / "loader.json").read_text())["rows"]
+    assert [row["workers"] for row in rows] == [0, 1, "model"]
+    assert all(row["images_per_second"] > 0 for row in rows)
