@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
@@ -22,6 +21,7 @@ from sam3_lora.lora.inject import Injection, inject
 from sam3_lora.lora.layers import LowRank
 from sam3_lora.model.encoders import count_frozen_blocks
 from sam3_lora.model.features import FolderStore, MemoryStore
+from sam3_lora.model.memory import free_memory
 from sam3_lora.model.precision import hold_frozen_weights
 from sam3_lora.model.weights import architecture_of, load_base
 
@@ -212,7 +212,7 @@ def open_feature_store(config: RunConfig, adapted: Adapted, data: Data) -> Featu
         return None
     folder, limit = config.output.feature_cache, config.training.feature_cache_gb
     if folder is None:
-        return MemoryStore(int(limit * 1e9) if limit is not None else psutil.virtual_memory().available // 4)
+        return MemoryStore(int(limit * 1e9) if limit is not None else free_memory(torch.device("cpu")) // 4)
     info = adapted.info
     depends_on = f"{info.base_fingerprint} {info.resolution} {frozen} {adapted.amp_dtype}"
     try:
