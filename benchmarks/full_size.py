@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sam3_lora.config import LoraConfig, TrainingConfig
 from sam3_lora.data.datapoint import Batch, Query, Sample, normalise
-from sam3_lora.lora.inject import adapter_parameters, inject
+from sam3_lora.lora.inject import adapter_parameters
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.model import upstream
 from sam3_lora.model.architecture import SAM3, Architecture
@@ -23,9 +23,8 @@ from sam3_lora.model.build import build_model
 from sam3_lora.model.encoders import Encoders
 from sam3_lora.model.features import MemoryStore
 from sam3_lora.model.lean import as_upstream
-from sam3_lora.model.precision import hold_frozen_weights
 from sam3_lora.training.optim import build_optimizer
-from sam3_lora.training.setup import switch_off_frozen_dropout
+from sam3_lora.training.setup import adapt, amp_dtype_of
 from sam3_lora.training.step import Stepper
 
 if TYPE_CHECKING:
@@ -79,21 +78,18 @@ def our_step(
     *,
     device: str = "cpu",
     recomputed: upstream.Recomputed = "encoders",
-    amp_dtype: torch.dtype | None = torch.bfloat16,
 ) -> Stepper:
     """The step of a training run with the default settings, and features of frozen blocks kept in memory."""
     upstream.set_activation_checkpointing(model, recomputed)
-    inject(model, lora)
-    switch_off_frozen_dropout(model)
-    hold_frozen_weights(model, amp_dtype)
-    model.to(device)
-    adapters, config = adapter_parameters(model), TrainingConfig()
+    config = TrainingConfig()
+    adapt(model, lora, config)
+    adapters = adapter_parameters(model.to(device))
     return Stepper(
         model,
         Sam3Loss(masks=True, mask_points=config.mask_points),
         build_optimizer(adapters, config),
         list(adapters.values()),
-        amp_dtype=amp_dtype,
+        amp_dtype=amp_dtype_of(config),
         max_grad_norm=config.max_grad_norm,
         encoders=Encoders(model, MemoryStore(10**10)),
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.apart import measure_apart
 
 _BEGAN = time.monotonic()
 
@@ -30,11 +30,11 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         weights = Path(folder) / "sam3.safetensors"
         print("writing random weights", flush=True)
-        _in_a_process(["--part", str(weights), "--write"], arguments)
+        measure_apart("startup", [*arguments, "--part", str(weights), "--write"])
         for state in ("cold", "warm", "warm"):
             if state == "cold":
                 _forget(weights)
-            rows.append({"state": state, **_in_a_process(["--part", str(weights)], arguments)})
+            rows.append({"state": state, **measure_apart("startup", [*arguments, "--part", str(weights)])})
             print(f"  {rows[-1]}", flush=True)
     if not options.tiny or options.output is not None:
         print(f"written to {record.write('startup', rows, path=options.output, tiny=options.tiny)}")
@@ -90,12 +90,6 @@ def _forget(file: Path) -> None:
     """Throw a file out of the page cache."""
     with file.open("rb") as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _in_a_process(extra: list[str], arguments: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "startup", *arguments, *extra]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def report(rows: list[dict[str, Any]]) -> None:

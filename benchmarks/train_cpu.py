@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks import record
+from benchmarks.apart import measure_apart
 from benchmarks.full_size import ALPHA, RANK, ReferenceStep, our_step, random_batch, random_model
 from sam3_lora.config import LoraConfig
 from sam3_lora.model.architecture import SAM3, SAM3_TINY, Architecture
@@ -41,7 +40,7 @@ def main(arguments: list[str]) -> int:
     rows = []
     for name in (*OURS, REFERENCE):
         print(f"measuring {name}", flush=True)
-        rows.append(_in_a_process(name, arguments))
+        rows.append(measure_apart("train-cpu", [*arguments, "--part", name]))
         print(f"  {rows[-1]['seconds']:.1f} s a step, peak {rows[-1]['peak_gb']:.1f} GB", flush=True)
     details = {
         "prompts": options.prompts,
@@ -88,12 +87,6 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-
-
-def _in_a_process(name: str, arguments: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "train-cpu", *arguments, "--part", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def report(rows: list[dict[str, Any]]) -> None:

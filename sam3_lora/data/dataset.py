@@ -62,6 +62,7 @@ class TrainingSet(Dataset[Sample]):
         self.folder, self.concepts, self.options = folder, tuple(concepts), options
         self.resolution, self.masks, self.seed = resolution, masks, seed
         self.absent_words: Mapping[int, tuple[str, ...]] = {}  # by position; set before samples are drawn
+        self.name_views = False  # naming reads and hashes the file; set where features are kept
         self.entries: list[tuple[ImageRecord, tuple[Annotation, ...], frozenset[Id]]] = []
         for image in dataset.images.values():
             annotations = dataset.annotations_of(image.id)
@@ -110,7 +111,7 @@ class TrainingSet(Dataset[Sample]):
             queries=queries,
             image_id=position,
             original_size=size_HW,
-            view=self._name(position, placement, colour) if self.views_repeat else None,
+            view=self._name(position, placement, colour) if self.name_views else None,
         )
 
     @property

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,8 +86,7 @@ def evaluate(
             image, number = images[index], index + 1
             file, background = folder / image.file_name, options.transparent_color
             pixels = read_rgb(file, transparent_color=background, size=(image.width, image.height))
-            view = view_name(file, whole(predictor.resolution), colour=(), transparent_color=background)
-            encoded = predictor.encode(pixels, view)
+            encoded = predictor.encode(pixels, partial(_view, predictor, file, background))
             found = zip(concepts, predictor.ask(encoded, texts), strict=True)
             results = [entry for c, detected in found for entry in to_results(detected, number, c.number)]
             fired = None
@@ -103,6 +103,10 @@ def evaluate(
     if export is not None and world.leads:
         _export(export, truth, results, evaluation)
     return evaluation
+
+
+def _view(predictor: Predictor, file: Path, background: Sequence[int]) -> str:
+    return view_name(file, whole(predictor.resolution), colour=(), transparent_color=background)
 
 
 def _export(folder: Path, truth: dict[str, Any], results: list[dict[str, Any]], evaluation: Evaluation) -> None:

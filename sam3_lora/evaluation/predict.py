@@ -24,7 +24,7 @@ from sam3_lora.model.memory import free_unused, ran_out_of_memory
 from sam3_lora.model.weights import architecture_of, load_base
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -73,15 +73,16 @@ class Predictor:
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()  # not inference_mode: sam3 caches position tables, which training then uses
-    def encode(self, pixels_HW3: NDArray[np.uint8], view: str | None = None) -> EncodedImage:
+    def encode(self, pixels_HW3: NDArray[np.uint8], view: Callable[[], str] | None = None) -> EncodedImage:
         """What the model sees in an 8-bit RGB image; it can be asked about any number of times.
 
         Args:
-            view: what `view_name` calls the image, for encoders that keep features.
+            view: says what `view_name` calls the image; asked only if features are kept.
         """
         with self._autocast():
             image = place_image(pixels_HW3, whole(self.resolution)).to(self.device)
-            return EncodedImage(self.encoders.images(image[None], (view,)), pixels_HW3.shape[:2])
+            name = None if view is None or self.encoders.store is None else view()
+            return EncodedImage(self.encoders.images(image[None], (name,)), pixels_HW3.shape[:2])
 
     @torch.no_grad()
     def ask(

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sam3.model.data_misc import BatchedDatapoint, BatchedFindTarget
 
 
@@ -42,9 +44,12 @@ class MaskLogits:
         order = rows.argsort(stable=True)
         counts: list[int] = rows.bincount(minlength=len(self.pixels_BCHW)).tolist()
         chosen = torch.split(self.queries_BQC[rows[order], queries_N[order]], counts)
-        size = self.pixels_BCHW.shape[-2:]
-        logits = [q_NC @ p_CHW.flatten(1) for q_NC, p_CHW in zip(chosen, self.pixels_BCHW, strict=True)]
-        return torch.cat(logits).view(-1, *size), order
+        return self.product(chosen), order
+
+    def product(self, chosen: Sequence[Tensor]) -> Tensor:
+        """Logits (N, H, W) of chosen queries, (n, C) for each prompt that was not left out."""
+        logits = [q_nC @ p_CHW.flatten(1) for q_nC, p_CHW in zip(chosen, self.pixels_BCHW, strict=True)]
+        return torch.cat(logits).view(-1, *self.pixels_BCHW.shape[-2:])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ is what the base would have said itself (the idea of Learning without Forgetting
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +50,8 @@ def find_absent_words(
             position = positions[number]
             drawn = np.random.default_rng([seed, position]).choice(len(candidates), CANDIDATES, replace=False)
             asked = [candidates[i] for i in drawn]
-            found = base.ask(base.encode(images.read(position), images.name_whole(position)), asked, min_score=TRACE)
+            image = base.encode(images.read(position), partial(images.name_whole, position))
+            found = base.ask(image, asked, min_score=TRACE)
             own[position] = tuple(w for w, d in zip(asked, found, strict=True) if not len(d.scores_K))
         on_image(done, len(positions))
     return {position: kept for part in world.gather(own) for position, kept in part.items()}

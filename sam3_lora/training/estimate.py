@@ -20,15 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sam3_lora.lora.inject import Injection, adapter_parameters, inject
+from sam3_lora.lora.inject import Injection, adapter_parameters
 from sam3_lora.losses.sam3 import Sam3Loss
 from sam3_lora.model.build import build_skeleton
 from sam3_lora.model.encoders import Encoders
 from sam3_lora.model.memory import free_memory
-from sam3_lora.model.precision import hold_frozen_weights
 from sam3_lora.model.upstream import Recomputed, set_activation_checkpointing
 from sam3_lora.model.weights import architecture_of, is_large
-from sam3_lora.training.setup import AMP_DTYPES, Adapted, Data, choose_resolution, switch_off_frozen_dropout
+from sam3_lora.training.setup import Adapted, Data, adapt, amp_dtype_of, choose_resolution
 
 if TYPE_CHECKING:
     from sam3_lora.config import RunConfig
@@ -112,11 +111,7 @@ def adapted_skeleton(config: RunConfig, recomputed: Recomputed | None = None) ->
     wanted = config.training.activation_checkpointing
     least: Recomputed = "on" if is_large(model) else "off"
     set_activation_checkpointing(model, recomputed or (least if wanted == "auto" else wanted))
-    injection = inject(model, config.lora)
-    if not config.training.frozen_dropout:
-        switch_off_frozen_dropout(model)
-    hold_frozen_weights(model, AMP_DTYPES[config.training.amp_dtype] if config.training.use_amp else None)
-    return model, injection
+    return model, adapt(model, config.lora, config.training)
 
 
 def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> MemoryEstimate:
@@ -128,7 +123,7 @@ def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> M
     resolution = choose_resolution(config.model, config.dataset.resolution)
     adapters = sum(p.numel() for p in adapter_parameters(model).values())
     loss = Sam3Loss(masks=config.training.enable_segmentation, mask_points=config.training.mask_points)
-    amp_dtype = AMP_DTYPES[config.training.amp_dtype] if config.training.use_amp else None
+    amp_dtype = amp_dtype_of(config.training)
     living = LivingBytes()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model)
@@ -148,14 +143,14 @@ def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> M
     )
 
 
-def choose_recomputation(config: RunConfig, adapted: Adapted, batch: BatchShape) -> Recomputed | None:
+def choose_recomputation(config: RunConfig, adapted: Adapted, data: Data) -> Recomputed | None:
     """What to recompute so that the largest batch fits into the memory that is free beside the loaded model.
 
     None where there is no choice: it is configured, or the model is small and keeps everything.
     """
     if config.training.activation_checkpointing != "auto" or not is_large(adapted.model):
         return None
-    free = free_memory(adapted.device)
+    batch, free = largest_batch(config, data), free_memory(adapted.device)
     for recomputed in LEAST_FIRST[:-1]:
         memory = estimate_memory(adapted_skeleton(config, recomputed)[0], config, batch)
         needed = int((memory.adapters + memory.activations) * MARGIN) + BESIDE_TENSORS[adapted.device.type]
@@ -232,8 +227,8 @@ def _mask_losses(loss: Sam3Loss, outputs: dict[str, Any], segments: Tensor) -> T
 def _first_masks(masks: MaskLogits, count: int) -> Tensor:
     """Logits of so many queries, as evenly from all prompts as can be."""
     shares = torch.arange(count).tensor_split(len(masks.pixels_BCHW))
-    each = zip(masks.queries_BQC, masks.pixels_BCHW, shares, strict=True)
-    return torch.cat([torch.einsum("nc,chw->nhw", q_QC[: len(share)], p_CHW) for q_QC, p_CHW, share in each])
+    each = zip(masks.queries_BQC, shares, strict=True)
+    return masks.product([queries_QC[: len(share)] for queries_QC, share in each])
 
 
 def _give_storage(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from sam3_lora import distributed
 from sam3_lora.config import RunConfig
-from sam3_lora.errors import ConfigError, DivergedError, NothingTrainedError, Sam3LoraError
+from sam3_lora.errors import DivergedError, NothingTrainedError, Sam3LoraError
 from sam3_lora.evaluation.coco_metrics import Evaluation, evaluate
 from sam3_lora.evaluation.predict import Predictor
 from sam3_lora.events import EventType, Level, Phase, Reporter
@@ -36,7 +36,7 @@ from sam3_lora.model.upstream import set_activation_checkpointing
 from sam3_lora.training import checkpoint
 from sam3_lora.training.absent import find_absent_words
 from sam3_lora.training.batches import Batches
-from sam3_lora.training.estimate import choose_recomputation, largest_batch
+from sam3_lora.training.estimate import choose_recomputation
 from sam3_lora.training.optim import build_optimizer, learning_rate, set_learning_rate
 from sam3_lora.training.progress import Progress, Report
 from sam3_lora.training.reporting import RunReporter
@@ -48,6 +48,7 @@ from sam3_lora.training.setup import (
     open_feature_store,
     prepare_data,
     prepare_model,
+    unwritable,
 )
 from sam3_lora.training.step import Stepper
 
@@ -145,7 +146,9 @@ class _Run:
         self.reports.phase(Phase.LOADING_MODEL)
         self.adapted = prepare_model(self.config, resolution, self.data.concepts, self.world.local_rank)
         self._choose_recomputation()
-        self.encoders = Encoders(self.adapted.model, open_feature_store(self.config, self.adapted, self.data))
+        store = open_feature_store(self.config, self.adapted, self.data)
+        self.encoders = Encoders(self.adapted.model, store)
+        self.data.train.name_views = store is not None and self.data.train.views_repeat
         self._build_stepper()
         if resume is not None:
             self._restore(self._find_resumable(resume))
@@ -164,8 +167,7 @@ class _Run:
         return self._finish()
 
     def _choose_recomputation(self) -> None:
-        batch = largest_batch(self.config, self.data)
-        recomputed = choose_recomputation(self.config, self.adapted, batch)
+        recomputed = choose_recomputation(self.config, self.adapted, self.data)
         if recomputed is not None:
             set_activation_checkpointing(self.adapted.model, recomputed)
             self.reports.message(f"activations recomputed in backward: {RECOMPUTED[recomputed]}")
@@ -508,8 +510,7 @@ def _make_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        fault = {"pointer": "/output/dir", "code": "unwritable", "message": str(error)}
-        raise ConfigError(f"output.dir: cannot write into {folder}: {error}", errors=[fault]) from error
+        raise unwritable("dir", folder, error) from error
 
 
 def _peak_memory(device: torch.device) -> int:

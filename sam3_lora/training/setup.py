@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sam3_lora.coco import schema
-from sam3_lora.config import DatasetConfig, ModelConfig, RunConfig
+from sam3_lora.config import DatasetConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from sam3_lora.data.concepts import Concept, find_concepts
 from sam3_lora.data.dataset import TrainingSet, split_off_validation, subset
 from sam3_lora.errors import ConfigError, DatasetError
@@ -168,7 +168,7 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
         ConfigError: if device, precision, switches or targets do not fit.
     """
     device = choose_device(config.training.device, local_rank)
-    amp_dtype = AMP_DTYPES[config.training.amp_dtype] if config.training.use_amp else None
+    amp_dtype = amp_dtype_of(config.training)
     if amp_dtype is torch.float16 and device.type != "cuda":
         fault = {"pointer": "/training/amp_dtype", "code": "unavailable", "message": "float16 needs CUDA"}
         raise ConfigError("training.amp_dtype float16 needs CUDA; use bfloat16", errors=[fault])
@@ -180,12 +180,9 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
         recomputed=None if wanted == "auto" else wanted,
     )
     base_fingerprint = fingerprint(model)
-    injection = inject(model, config.lora)
+    injection = adapt(model, config.lora, config.training)
     if config.model.adapter is not None:
         start_from(model, config.model.adapter, config.lora, base_fingerprint)
-    if not config.training.frozen_dropout:
-        switch_off_frozen_dropout(model)
-    hold_frozen_weights(model, amp_dtype)
     info = AdapterInfo(
         base_model=config.model.base,
         base_fingerprint=base_fingerprint,
@@ -194,6 +191,24 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
         prompts={concept.name: concept.texts[0] for concept in concepts},
     )
     return Adapted(model.to(device), injection, info, device, amp_dtype)
+
+
+def amp_dtype_of(config: TrainingConfig) -> torch.dtype | None:
+    """Number format of mixed precision; None: full precision."""
+    return AMP_DTYPES[config.amp_dtype] if config.use_amp else None
+
+
+def adapt(model: nn.Module, lora: LoraConfig, training: TrainingConfig) -> Injection:
+    """Add adapters to a base model and make of its frozen part what training wants, in place.
+
+    Raises:
+        ConfigError: if a switch or target matches nothing.
+    """
+    injection = inject(model, lora)
+    if not training.frozen_dropout:
+        switch_off_frozen_dropout(model)
+    hold_frozen_weights(model, amp_dtype_of(training))
+    return injection
 
 
 def open_feature_store(config: RunConfig, adapted: Adapted, data: Data) -> FeatureStore | None:
@@ -208,7 +223,9 @@ def open_feature_store(config: RunConfig, adapted: Adapted, data: Data) -> Featu
             _refuse_cache("the first block of the vision encoder is adapted: set lora.vision_layers or switch it off")
         if not data.train.views_repeat:
             _refuse_cache("each epoch augments images anew: set dataset.augmented_views")
-    if wanted == "off" or frozen == 0:
+        if config.training.frozen_dropout:
+            _refuse_cache("dropout makes the features of frozen blocks random: set training.frozen_dropout: false")
+    if wanted == "off" or frozen == 0 or config.training.frozen_dropout:
         return None
     folder, limit = config.output.feature_cache, config.training.feature_cache_gb
     if folder is None:
@@ -220,8 +237,13 @@ def open_feature_store(config: RunConfig, adapted: Adapted, data: Data) -> Featu
         capacity = int(limit * 1e9) if limit is not None else shutil.disk_usage(folder).free // 4
         return FolderStore(folder, depends_on, capacity)
     except OSError as error:
-        fault = {"pointer": "/output/feature_cache", "code": "unwritable", "message": str(error)}
-        raise ConfigError(f"output.feature_cache: cannot write into {folder}: {error}", errors=[fault]) from error
+        raise unwritable("feature_cache", folder, error) from error
+
+
+def unwritable(key: str, folder: Path, error: OSError) -> ConfigError:
+    """The error for a folder of the output section that cannot be written into."""
+    fault = {"pointer": f"/output/{key}", "code": "unwritable", "message": str(error)}
+    return ConfigError(f"output.{key}: cannot write into {folder}: {error}", errors=[fault])
 
 
 def _refuse_cache(reason: str) -> NoReturn:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,13 @@ class Oracle:
     """Answers from the truth: it knows the image by its colour."""
 
     masks = True
-    resolution = 140
 
     def __init__(
         self, score_of_absent: float = 0.0, score: float = 0.9, shift: int = 0, fires_on: tuple[str, ...] = ()
     ) -> None:
         self.score_of_absent, self.score, self.shift, self.fires_on = score_of_absent, score, shift, fires_on
 
-    def encode(self, pixels: np.ndarray, view: str) -> np.ndarray:
+    def encode(self, pixels: np.ndarray, view: Callable[[], str]) -> np.ndarray:
         return pixels
 
     def ask(self, pixels: np.ndarray, texts: list[str], *, min_score: float = 0.0) -> list[Detections]:

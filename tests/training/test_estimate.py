@@ -101,13 +101,14 @@ def test_without_annotations_a_batch_is_assumed(make_config: Callable[..., RunCo
 def test_as_few_activations_are_recomputed_as_the_memory_allows(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, fits: Recomputed
 ):
-    config, batch = make_config(), BatchShape(2, 6, 4, 8)
-    adapted = prepare_model(config, 140, prepare_data(config, 140).concepts)
-    assert choose_recomputation(config, adapted, batch) is None  # small models keep everything
+    config = make_config()
+    data = prepare_data(config, 140)
+    adapted, batch = prepare_model(config, 140, data.concepts), largest_batch(config, data)
+    assert choose_recomputation(config, adapted, data) is None  # small models keep everything
     monkeypatch.setattr(estimate, "is_large", lambda model: True)
     memory = estimate_memory(adapted_skeleton(config, fits)[0], config, batch)
     free = int((memory.adapters + memory.activations) * MARGIN) + BESIDE_TENSORS["cpu"]
     monkeypatch.setattr(estimate, "free_memory", lambda device: free)
-    assert choose_recomputation(config, adapted, batch) == fits
+    assert choose_recomputation(config, adapted, data) == fits
     wanted = make_config(training={"activation_checkpointing": "on"})
-    assert choose_recomputation(wanted, adapted, batch) is None
+    assert choose_recomputation(wanted, adapted, data) is None

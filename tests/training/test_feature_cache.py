@@ -63,13 +63,14 @@ def test_another_run_uses_the_files_even_where_one_is_damaged(make_config: Calla
     [
         ({"dataset": SAME_VIEWS}, "lora.vision_layers"),
         ({"lora": DETECTOR}, "dataset.augmented_views"),
+        ({"lora": DETECTOR, "dataset": SAME_VIEWS, "training": {"frozen_dropout": True}}, "training.frozen_dropout"),
     ],
 )
 def test_a_cache_that_could_keep_nothing_is_refused(
     make_config: Callable[..., RunConfig], sections: dict[str, Any], named: str
 ):
     with pytest.raises(ConfigError, match=named) as caught:
-        train(make_config(**sections, training={"cache_features": "on"}))
+        train(make_config(**{**sections, "training": {**sections.get("training", {}), "cache_features": "on"}}))
     assert caught.value.errors[0]["pointer"] == "/training/cache_features"
 
 
