@@ -82,14 +82,15 @@ def our_step(
     """The step of a training run with the default settings, and features of frozen blocks kept in memory."""
     upstream.set_activation_checkpointing(model, recomputed)
     config = TrainingConfig()
-    adapt(model, lora, config)
+    amp_dtype = amp_dtype_of(config, torch.device(device).type)
+    adapt(model, lora, config, amp_dtype)
     adapters = adapter_parameters(model.to(device))
     return Stepper(
         model,
         Sam3Loss(masks=True, mask_points=config.mask_points),
         build_optimizer(adapters, config),
         list(adapters.values()),
-        amp_dtype=amp_dtype_of(config),
+        amp_dtype=amp_dtype,
         max_grad_norm=config.max_grad_norm,
         encoders=Encoders(model, MemoryStore(10**10)),
     )

@@ -229,7 +229,8 @@ class TrainingConfig(Section):
     max_grad_norm: Float = Field(0.1, ge=0)
     """Gradients are clipped to this L2 norm; 0: not clipped."""
     use_amp: bool = True
-    """Automatic mixed precision."""
+    """Automatic mixed precision. A device without instructions for bfloat16 (a CPU with AVX2 alone, a GPU before
+    Ampere) trains in float32 instead, and the run says so: emulated, bfloat16 is many times slower."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """Number format of mixed precision; float16 (CUDA only) uses a gradient scaler."""
     enable_segmentation: bool = True

@@ -39,18 +39,21 @@ class Sample:
     image_id: int = 0
     original_size: tuple[int, int] = (0, 0)  # height, width
     view: str | None = None  # names the file and how it was placed and coloured, where that may come again
+    features: Tensor | None = None  # what was kept of the view, where the loader could have it
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A collated batch and the views of its images."""
+    """A collated batch, the views of its images, and what the loader could have of their features (empty: nothing)."""
 
     datapoint: BatchedDatapoint
     views: tuple[str | None, ...]
+    features: tuple[Tensor | None, ...] = ()
 
     @classmethod
     def of(cls, samples: list[Sample], *, masks: bool) -> Batch:
-        return cls(collate(samples, masks=masks), tuple(sample.view for sample in samples))
+        views, features = tuple(s.view for s in samples), tuple(s.features for s in samples)
+        return cls(collate(samples, masks=masks), views, features)
 
     def split(self, most_queries: int) -> Iterator[Batch]:
         """Parts with at most so many queries each, in order, and only the images that they ask about."""
@@ -58,16 +61,19 @@ class Batch:
             yield self
             return
         for part, images in _split(self.datapoint, most_queries):
-            yield Batch(part, tuple(self.views[image] for image in images))
+            features = tuple(self.features[i] for i in images) if self.features else ()
+            yield Batch(part, tuple(self.views[i] for i in images), features)
 
     def to(self, device: torch.device) -> Batch:
         from sam3.model.utils.misc import copy_data_to_device
 
-        return Batch(copy_data_to_device(self.datapoint, device, non_blocking=True), self.views)
+        features = tuple(None if f is None else f.to(device, non_blocking=True) for f in self.features)
+        return Batch(copy_data_to_device(self.datapoint, device, non_blocking=True), self.views, features)
 
     def pin_memory(self) -> Batch:
         """For transfers that the GPU does by itself; called by the data loader."""
-        return Batch(_pinned(self.datapoint), self.views)
+        features = tuple(None if f is None else f.pin_memory() for f in self.features)
+        return Batch(_pinned(self.datapoint), self.views, features)
 
 
 def normalise(pixels_HWC: Tensor) -> Tensor:

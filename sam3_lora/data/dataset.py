@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from sam3_lora.coco.schema import CocoDataset
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sam3_lora.coco.schema import Annotation, ImageRecord
     from sam3_lora.config import DatasetOptions
     from sam3_lora.data.transforms import Placement
+    from sam3_lora.model.features import FeatureStore
 
 log = logging.getLogger(__name__)
 QUERIES = 1  # tells the random numbers of queries from those of views
@@ -62,7 +64,7 @@ class TrainingSet(Dataset[Sample]):
         self.folder, self.concepts, self.options = folder, tuple(concepts), options
         self.resolution, self.masks, self.seed = resolution, masks, seed
         self.absent_words: Mapping[int, tuple[str, ...]] = {}  # by position; set before samples are drawn
-        self.name_views = False  # naming reads and hashes the file; set where features are kept
+        self.features: FeatureStore | None = None  # set where images come again and what is made of them is kept
         self.entries: list[tuple[ImageRecord, tuple[Annotation, ...], frozenset[Id]]] = []
         for image in dataset.images.values():
             annotations = dataset.annotations_of(image.id)
@@ -104,14 +106,21 @@ class TrainingSet(Dataset[Sample]):
         queries += self._generic_negatives(position, len(queries), rng)
         if self.options.box_prompts > 0:
             queries = show_exemplars(queries, boxes, self.options.box_prompts, rng)
+        view, features, needed = None, None, True
+        if self.features is not None:
+            view = self._name(position, placement, colour)
+            features = self.features.load(view)
+            needed = features is None and not self.features.holds(view)
+        unread = torch.zeros(1).expand(3, self.resolution, self.resolution)
         return Sample(
-            image_CHW=place_image(recolour(self.read(position), colour), placement),
+            image_CHW=place_image(recolour(self.read(position), colour), placement) if needed else unread,
             boxes_N4=boxes,
             masks_NHW=place_masks(annotations, size_HW, placement) if self.masks else None,
             queries=queries,
             image_id=position,
             original_size=size_HW,
-            view=self._name(position, placement, colour) if self.name_views else None,
+            view=view,
+            features=features,
         )
 
     @property

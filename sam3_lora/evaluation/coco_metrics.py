@@ -85,8 +85,11 @@ def evaluate(
         if index is not None:
             image, number = images[index], index + 1
             file, background = folder / image.file_name, options.transparent_color
-            pixels = read_rgb(file, transparent_color=background, size=(image.width, image.height))
-            encoded = predictor.encode(pixels, partial(_view, predictor, file, background))
+            view = partial(_view, predictor, file, background)
+            encoded = predictor.recall(view, (image.height, image.width))
+            if encoded is None:
+                pixels = read_rgb(file, transparent_color=background, size=(image.width, image.height))
+                encoded = predictor.encode(pixels, view)
             found = zip(concepts, predictor.ask(encoded, texts), strict=True)
             results = [entry for c, detected in found for entry in to_results(detected, number, c.number)]
             fired = None

@@ -85,6 +85,19 @@ class Predictor:
             return EncodedImage(self.encoders.images(image[None], (name,)), pixels_HW3.shape[:2])
 
     @torch.no_grad()
+    def recall(self, view: Callable[[], str], size_HW: tuple[int, int]) -> EncodedImage | None:
+        """What `encode` has made of an image before, without reading it; None where features are not kept.
+
+        Args:
+            size_HW: of the image.
+        """
+        if self.encoders.store is None:
+            return None
+        with self._autocast():
+            features = self.encoders.recall(view())
+        return None if features is None else EncodedImage(features, size_HW)
+
+    @torch.no_grad()
     def ask(
         self,
         image: EncodedImage,

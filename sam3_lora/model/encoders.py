@@ -35,15 +35,29 @@ class Encoders:
         self.text_is_frozen = _is_frozen(model.backbone.language_backbone)
         self._texts: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def images(self, images_BCHW: Tensor, views: Sequence[str | None] = ()) -> dict[str, Any]:
-        """Upstream's `backbone_out` of images; `views` names them (None: not to be kept)."""
+    def images(
+        self, images_BCHW: Tensor, views: Sequence[str | None] = (), known: Sequence[Tensor | None] = ()
+    ) -> dict[str, Any]:
+        """Upstream's `backbone_out` of images.
+
+        Args:
+            views: names of the images (None: not to be kept).
+            known: for each image what `store.load` has given for it, so that its pixels are not looked at (None:
+                nothing).
+        """
         if self.frozen_blocks == 0:
             return self.model.backbone.forward_image(images_BCHW)  # type: ignore[no-any-return]
         if self.store is None or not any(views):
             tokens = self._first_blocks(images_BCHW)
         else:
-            tokens = torch.cat([self._kept(images_BCHW[i : i + 1], view) for i, view in enumerate(views)])
-        return self.model.backbone.forward_image(Tokens(tokens, self.frozen_blocks))  # type: ignore[no-any-return]
+            each = zip(torch.split(images_BCHW, 1), views, known or [None] * len(views), strict=True)
+            tokens = torch.cat([self._kept(image, view, loaded) for image, view, loaded in each])
+        return self._rest(tokens)
+
+    def recall(self, view: str) -> dict[str, Any] | None:
+        """Upstream's `backbone_out` of an image that is not read again; None where nothing is kept of it."""
+        kept = None if self.store is None or self.frozen_blocks == 0 else self.store.get(view)
+        return None if kept is None else self._rest(kept.to(self.model.device, non_blocking=True))
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Upstream's `language_features` and `language_mask` of texts."""
@@ -65,9 +79,12 @@ class Encoders:
             return tokens.to(torch.get_autocast_dtype(device))  # as the convolutions that come next would
         return tokens
 
-    def _kept(self, image_1CHW: Tensor, view: str | None) -> Tensor:
+    def _rest(self, tokens_BhwC: Tensor) -> dict[str, Any]:
+        return self.model.backbone.forward_image(Tokens(tokens_BhwC, self.frozen_blocks))  # type: ignore[no-any-return]
+
+    def _kept(self, image_1CHW: Tensor, view: str | None, loaded: Tensor | None) -> Tensor:
         assert self.store is not None
-        kept = None if view is None else self.store.get(view)
+        kept = self.store.get(view) if loaded is None and view is not None else loaded
         if kept is None:
             kept = self._first_blocks(image_1CHW)
             if view is not None:

@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TENSOR, SUFFIX = "tokens", ".safetensors"
+MOST_NAMES = 2**17  # that loader processes can know: 1 MB; further images are read although they need not be
 
 
 class FeatureStore(Protocol):
-    """What `Encoders` needs of a store."""
+    """What `Encoders` needs of a store, and loader processes: they need not read an image whose features are kept."""
 
     def get(self, name: str) -> Tensor | None: ...
 
     def put(self, name: str, tensor: Tensor) -> None: ...
+
+    def load(self, name: str) -> Tensor | None:
+        """In a loader process: the tensor, where it can be had there."""
+
+    def holds(self, name: str) -> bool:
+        """In a loader process: whether `get` is sure to give it in the process that began."""
 
 
 class MemoryStore:
@@ -40,6 +47,7 @@ class MemoryStore:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.size = capacity, 0  # bytes
         self._tensors: dict[str, Tensor] = {}
+        self._names = SharedNames()
 
     def get(self, name: str) -> Tensor | None:
         return self._tensors.get(name)
@@ -48,6 +56,30 @@ class MemoryStore:
         if name not in self._tensors and self.size + tensor.nbytes <= self.capacity:
             self._tensors[name] = tensor.cpu().clone()
             self.size += tensor.nbytes
+            self._names.add(name)
+
+    def load(self, name: str) -> Tensor | None:
+        return None
+
+    def holds(self, name: str) -> bool:
+        return name in self._names
+
+
+class SharedNames:
+    """A set of names that one process adds to and the processes that it starts look into."""
+
+    def __init__(self) -> None:
+        self._hashes = torch.zeros(MOST_NAMES, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._count = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def add(self, name: str) -> None:
+        count = int(self._count)
+        if count < len(self._hashes):
+            self._hashes[count] = _hash(name)
+            self._count += 1  # last: a name that is half written is not looked at
+
+    def __contains__(self, name: str) -> bool:
+        return bool((self._hashes[: int(self._count)] == _hash(name)).any())
 
 
 class FolderStore:
@@ -82,6 +114,12 @@ class FolderStore:
         file.unlink(missing_ok=True)
         return None
 
+    def load(self, name: str) -> Tensor | None:
+        return self.get(name)
+
+    def holds(self, name: str) -> bool:
+        return False  # a file may turn out damaged
+
     def put(self, name: str, tensor: Tensor) -> None:
         file, tensor = self._file(name), tensor.cpu().contiguous()
         if file.exists() or self.size + tensor.nbytes > self.capacity:
@@ -100,6 +138,10 @@ class FolderStore:
 
     def _file(self, name: str) -> Path:
         return self.folder / (hashlib.blake2b(name.encode(), digest_size=16).hexdigest() + SUFFIX)
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _checksum(tensor: Tensor) -> str:

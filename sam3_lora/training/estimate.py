@@ -27,7 +27,7 @@ from sam3_lora.model.encoders import Encoders
 from sam3_lora.model.memory import free_memory
 from sam3_lora.model.upstream import Recomputed, set_activation_checkpointing
 from sam3_lora.model.weights import architecture_of, is_large
-from sam3_lora.training.setup import Adapted, Data, adapt, amp_dtype_of, choose_resolution
+from sam3_lora.training.setup import Adapted, Data, adapt, amp_dtype_of, choose_device, choose_resolution
 
 if TYPE_CHECKING:
     from sam3_lora.config import RunConfig
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ADAM_MOMENTS = 2  # float32 each, beside the gradient
 LEAST_FIRST: tuple[Recomputed, ...] = ("off", "encoders", "on")
+RECOMPUTED = {"on": "all", "encoders": "those of the encoders", "off": "none"}  # as users read it
 MARGIN = 1.1  # estimates were within a tenth
 BESIDE_TENSORS = {"cuda": 10**9, "cpu": 2 * 10**9}  # bytes: contexts, workspaces of libraries, fragmentation
 ONE_TO_MANY = 4  # queries that the one-to-many matcher gives an object (losses/sam3.py: topk)
@@ -96,8 +97,10 @@ class MemoryEstimate:
         return {**asdict(self), "peak": self.peak}
 
 
-def adapted_skeleton(config: RunConfig, recomputed: Recomputed | None = None) -> tuple[nn.Module, Injection]:
-    """The model that a run would train, without weights, and what is adapted in it.
+def adapted_skeleton(
+    config: RunConfig, recomputed: Recomputed | None = None, *, device_type: str
+) -> tuple[nn.Module, Injection]:
+    """The model that a run on such a device would train, without weights, and what is adapted in it.
 
     Args:
         recomputed: activations that backward recomputes; None: as configured, and as many as can be where that is left
@@ -111,11 +114,11 @@ def adapted_skeleton(config: RunConfig, recomputed: Recomputed | None = None) ->
     wanted = config.training.activation_checkpointing
     least: Recomputed = "on" if is_large(model) else "off"
     set_activation_checkpointing(model, recomputed or (least if wanted == "auto" else wanted))
-    return model, adapt(model, config.lora, config.training)
+    return model, adapt(model, config.lora, config.training, amp_dtype_of(config.training, device_type))
 
 
-def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> MemoryEstimate:
-    """Peak memory of a training step on one device.
+def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape, *, device_type: str) -> MemoryEstimate:
+    """Peak memory of a training step on one device of this type, which need not be here.
 
     Args:
         model: what `adapted_skeleton` made of the configuration; of no use afterwards.
@@ -123,7 +126,7 @@ def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> M
     resolution = choose_resolution(config.model, config.dataset.resolution)
     adapters = sum(p.numel() for p in adapter_parameters(model).values())
     loss = Sam3Loss(masks=config.training.enable_segmentation, mask_points=config.training.mask_points)
-    amp_dtype = amp_dtype_of(config.training)
+    amp_dtype = amp_dtype_of(config.training, device_type)
     living = LivingBytes()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model)
@@ -143,6 +146,41 @@ def estimate_memory(model: nn.Module, config: RunConfig, batch: BatchShape) -> M
     )
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What a run would adapt, recompute and need."""
+
+    injection: Injection
+    device_type: str
+    recomputed: Recomputed
+    memory: MemoryEstimate
+
+
+def inspect_run(
+    config: RunConfig, batch: BatchShape, *, device_type: str | None = None, free: int | None = None
+) -> Inspection:
+    """What a run would adapt, recompute and need, without weights.
+
+    Args:
+        device_type: cpu or cuda, here or not; None: as configured.
+        free: bytes that are free there; None: what is free here, or everything is recomputed where there is no such
+            device.
+
+    Raises:
+        ConfigError: if switches, targets, device or resolution do not fit.
+    """
+    device = choose_device(config.training.device if device_type is None else "auto")
+    kind = device_type or device.type
+    if free is None and device.type == kind:
+        free = free_memory(device)
+    model, injection = adapted_skeleton(config, device_type=kind)
+    wanted = config.training.activation_checkpointing
+    if wanted == "auto" and is_large(model):
+        return Inspection(injection, kind, *least_recomputation(config, batch, kind, free, loaded=False))
+    recomputed: Recomputed = "off" if wanted == "auto" else wanted
+    return Inspection(injection, kind, recomputed, estimate_memory(model, config, batch, device_type=kind))
+
+
 def choose_recomputation(config: RunConfig, adapted: Adapted, data: Data) -> Recomputed | None:
     """What to recompute so that the largest batch fits into the memory that is free beside the loaded model.
 
@@ -151,13 +189,29 @@ def choose_recomputation(config: RunConfig, adapted: Adapted, data: Data) -> Rec
     if config.training.activation_checkpointing != "auto" or not is_large(adapted.model):
         return None
     batch, free = largest_batch(config, data), free_memory(adapted.device)
-    for recomputed in LEAST_FIRST[:-1]:
-        memory = estimate_memory(adapted_skeleton(config, recomputed)[0], config, batch)
-        needed = int((memory.adapters + memory.activations) * MARGIN) + BESIDE_TENSORS[adapted.device.type]
-        log.info("activations recomputed: %s: %.1f of %.1f GB", recomputed, needed / 1e9, free / 1e9)
-        if needed <= free:
-            return recomputed
-    return LEAST_FIRST[-1]
+    return least_recomputation(config, batch, adapted.device.type, free, loaded=True)[0]
+
+
+def least_recomputation(
+    config: RunConfig, batch: BatchShape, device_type: str, free: int | None, *, loaded: bool
+) -> tuple[Recomputed, MemoryEstimate]:
+    """The least that must be recomputed to fit into so many bytes, and the memory that a step takes then.
+
+    Everything, where nothing less fits or the free memory is not known (None).
+
+    Args:
+        loaded: the free memory is what is left beside the model's weights.
+    """
+    for recomputed in LEAST_FIRST if free is not None else LEAST_FIRST[-1:]:
+        model = adapted_skeleton(config, recomputed, device_type=device_type)[0]
+        memory = estimate_memory(model, config, batch, device_type=device_type)
+        needed = int((memory.peak - memory.weights) * MARGIN) + BESIDE_TENSORS[device_type]
+        needed += 0 if loaded else memory.weights
+        if free is not None:
+            log.info("activations recomputed: %s: %.1f of %.1f GB", recomputed, needed / 1e9, free / 1e9)
+        if free is None or needed <= free:
+            break
+    return recomputed, memory
 
 
 def _step(model: Any, loss: Sam3Loss, batch: BatchShape, resolution: int, amp_dtype: torch.dtype | None) -> None:

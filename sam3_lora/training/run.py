@@ -36,7 +36,7 @@ from sam3_lora.model.upstream import set_activation_checkpointing
 from sam3_lora.training import checkpoint
 from sam3_lora.training.absent import find_absent_words
 from sam3_lora.training.batches import Batches
-from sam3_lora.training.estimate import choose_recomputation
+from sam3_lora.training.estimate import RECOMPUTED, choose_recomputation
 from sam3_lora.training.optim import build_optimizer, learning_rate, set_learning_rate
 from sam3_lora.training.progress import Progress, Report
 from sam3_lora.training.reporting import RunReporter
@@ -64,7 +64,7 @@ class Stop(StrEnum):
 
 ABSENT_WORDS = "absent_words.json"
 LATEST, TUNED = ".latest", "tuned"  # exported predictions: of the last validation, of the best one
-RECOMPUTED = {"on": "all", "encoders": "those of the encoders", "off": "none"}
+NO_BFLOAT16 = "this {} has no instructions for bfloat16, which would be many times slower: training in float32"
 STOPS = (None, Stop.FINISH, Stop.INTERRUPT)  # the later outranks the earlier
 
 
@@ -145,10 +145,12 @@ class _Run:
         self.data = prepare_data(self.config, resolution)
         self.reports.phase(Phase.LOADING_MODEL)
         self.adapted = prepare_model(self.config, resolution, self.data.concepts, self.world.local_rank)
+        if self.config.training.use_amp and self.adapted.amp_dtype is None:
+            self.reports.message(NO_BFLOAT16.format(self.adapted.device.type), Level.WARNING)
         self._choose_recomputation()
         store = open_feature_store(self.config, self.adapted, self.data)
         self.encoders = Encoders(self.adapted.model, store)
-        self.data.train.name_views = store is not None and self.data.train.views_repeat
+        self.data.train.features = store if self.data.train.views_repeat else None
         self._build_stepper()
         if resume is not None:
             self._restore(self._find_resumable(resume))
@@ -202,6 +204,7 @@ class _Run:
         values = self.config.model_dump(mode="json")
         values["dataset"]["resolution"] = resolution
         values["training"]["device"] = self.adapted.device.type
+        values["training"]["use_amp"] = self.adapted.amp_dtype is not None
         if self.world.leads:
             (self.folder / "config.resolved.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         injection = self.adapted.injection

@@ -22,7 +22,7 @@ from sam3_lora.lora.layers import LowRank
 from sam3_lora.model.encoders import count_frozen_blocks
 from sam3_lora.model.features import FolderStore, MemoryStore
 from sam3_lora.model.memory import free_memory
-from sam3_lora.model.precision import hold_frozen_weights
+from sam3_lora.model.precision import computes_bfloat16, hold_frozen_weights
 from sam3_lora.model.weights import architecture_of, load_base
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
         ConfigError: if device, precision, switches or targets do not fit.
     """
     device = choose_device(config.training.device, local_rank)
-    amp_dtype = amp_dtype_of(config.training)
+    amp_dtype = amp_dtype_of(config.training, device.type)
     if amp_dtype is torch.float16 and device.type != "cuda":
         fault = {"pointer": "/training/amp_dtype", "code": "unavailable", "message": "float16 needs CUDA"}
         raise ConfigError("training.amp_dtype float16 needs CUDA; use bfloat16", errors=[fault])
@@ -180,7 +180,7 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
         recomputed=None if wanted == "auto" else wanted,
     )
     base_fingerprint = fingerprint(model)
-    injection = adapt(model, config.lora, config.training)
+    injection = adapt(model, config.lora, config.training, amp_dtype)
     if config.model.adapter is not None:
         start_from(model, config.model.adapter, config.lora, base_fingerprint)
     info = AdapterInfo(
@@ -193,13 +193,18 @@ def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], l
     return Adapted(model.to(device), injection, info, device, amp_dtype)
 
 
-def amp_dtype_of(config: TrainingConfig) -> torch.dtype | None:
-    """Number format of mixed precision; None: full precision."""
-    return AMP_DTYPES[config.amp_dtype] if config.use_amp else None
+def amp_dtype_of(config: TrainingConfig, device_type: str) -> torch.dtype | None:
+    """Number format of mixed precision; None: full precision, also where the device could only emulate bfloat16."""
+    if not config.use_amp or (config.amp_dtype == "bfloat16" and not computes_bfloat16(device_type)):
+        return None
+    return AMP_DTYPES[config.amp_dtype]
 
 
-def adapt(model: nn.Module, lora: LoraConfig, training: TrainingConfig) -> Injection:
+def adapt(model: nn.Module, lora: LoraConfig, training: TrainingConfig, amp_dtype: torch.dtype | None) -> Injection:
     """Add adapters to a base model and make of its frozen part what training wants, in place.
+
+    Args:
+        amp_dtype: what `amp_dtype_of` says for the device.
 
     Raises:
         ConfigError: if a switch or target matches nothing.
@@ -207,7 +212,7 @@ def adapt(model: nn.Module, lora: LoraConfig, training: TrainingConfig) -> Injec
     injection = inject(model, lora)
     if not training.frozen_dropout:
         switch_off_frozen_dropout(model)
-    hold_frozen_weights(model, amp_dtype_of(training))
+    hold_frozen_weights(model, amp_dtype)
     return injection
 
 

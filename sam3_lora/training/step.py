@@ -136,7 +136,8 @@ class Stepper:
     def _backward(self, batch: Batch, whole: Counts, weight: float) -> dict[str, float]:
         data = batch.datapoint
         with self._autocast():
-            images, texts = self.encoders.images(data.img_batch, batch.views), self.encoders.texts(data.find_text_batch)
+            images = self.encoders.images(data.img_batch, batch.views, batch.features)
+            texts = self.encoders.texts(data.find_text_batch)
             total, parts = self.loss(self.model(data, {**images, **texts}), data, self.model, whole)
         self.scaler.scale(total * weight).backward()
         return {"loss": float(total.detach()), **{name: float(parts[name]) for name in self.reported}}

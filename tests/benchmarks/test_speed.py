@@ -56,3 +56,12 @@ def test_the_loader_is_compared_with_the_model(tmp_path: Path):
     rows = json.loads((tmp_path / "loader.json").read_text())["rows"]
     assert [row["workers"] for row in rows] == [0, 1, "model"]
     assert all(row["images_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_compared_with_eager_ones(tmp_path: Path):
+    done = run("compile", "--tiny", "--steps", 1, "--queries", 1, 2, "--output", tmp_path / "compile.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("compile-detr-encoder ratio=")
+    rows = json.loads((tmp_path / "compile.json").read_text())["rows"]
+    assert all(row["eager_seconds"] > 0 and row["graphs"] >= 1 for row in rows)

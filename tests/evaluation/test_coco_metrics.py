@@ -48,6 +48,9 @@ class Oracle:
     ) -> None:
         self.score_of_absent, self.score, self.shift, self.fires_on = score_of_absent, score, shift, fires_on
 
+    def recall(self, view: Callable[[], str], size_HW: tuple[int, int]) -> None:
+        return None
+
     def encode(self, pixels: np.ndarray, view: Callable[[], str]) -> np.ndarray:
         return pixels
 

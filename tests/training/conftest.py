@@ -16,6 +16,7 @@ from sam3_lora.config import RunConfig, parse
 from sam3_lora.model import weights
 from sam3_lora.model.build import build_model
 from sam3_lora.synthetic.coco_export import write_dataset
+from sam3_lora.training import setup
 from sam3_lora.training.step import Stepper
 from tests.models import MICRO
 
@@ -37,6 +38,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "data"
     write_dataset(folder, concepts=["heart", "cross"], train=6, valid=2, seed=1)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed precision is tested on processors that only emulate it, too."""
+    monkeypatch.setattr(setup, "computes_bfloat16", lambda device_type: True)
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def test_inspect_shows_what_would_be_adapted(make_config, tmp_path: Path):
     resolved = next(event.data for event in events if event.type is EventType.RESOLVED)
     values = json.loads(shown.stdout)
     memory, batch = values.pop("peak_memory_bytes"), values.pop("batch")
+    assert (values.pop("device"), values.pop("recomputed")) == ("cpu", "off")
     assert values.items() <= json.loads(json.dumps(resolved)).items()
     assert memory["peak"] == memory["weights"] + memory["adapters"] + memory["activations"]
     assert memory["adapters"] == 16 * values["trainable_parameters"]
@@ -94,9 +95,14 @@ def test_inspect_shows_what_would_be_adapted(make_config, tmp_path: Path):
 
 def test_inspect_counts_the_official_model_without_its_weights(make_config, tmp_path: Path):
     official = make_config(lora={"rank": 8}, model={"base": "sam3"})
-    shown = run("inspect", "--config", as_yaml(official, tmp_path / "run.yaml"), "--json")
+    arguments = ("inspect", "--config", as_yaml(official, tmp_path / "run.yaml"), "--json", "--device", "cuda")
+    shown = run(*arguments, "--memory-gb", 80)
     assert shown.exit_code == 0, shown.output
     found = json.loads(shown.stdout)
+    assert (found["device"], found["recomputed"]) == ("cuda", "off")
+    lean = json.loads(run(*arguments, "--memory-gb", 1).stdout)
+    assert lean["recomputed"] == "on"
+    assert lean["peak_memory_bytes"]["activations"] < found["peak_memory_bytes"]["activations"] / 2
     assert found["total_parameters"] - found["trainable_parameters"] == 840_509_750  # upstream's own count
     assert len(found["adapted_modules"]) == 190
 

@@ -78,7 +78,9 @@ def positives_of(batches: list[Any]) -> int:
 def test_within_a_tenth_of_a_real_step(make_config: Callable[..., RunConfig], sections: dict[str, Any]):
     config = make_config(**{"training": {"mask_points": 12544}, **sections})
     shape, peak = measured(config)
-    assert estimate_memory(adapted_skeleton(config)[0], config, shape).peak == pytest.approx(peak, rel=0.1)
+    assert estimate_memory(
+        adapted_skeleton(config, device_type="cpu")[0], config, shape, device_type="cpu"
+    ).peak == pytest.approx(peak, rel=0.1)
 
 
 def test_the_largest_batch_is_that_of_the_data(make_config: Callable[..., RunConfig]):
@@ -106,7 +108,7 @@ def test_as_few_activations_are_recomputed_as_the_memory_allows(
     adapted, batch = prepare_model(config, 140, data.concepts), largest_batch(config, data)
     assert choose_recomputation(config, adapted, data) is None  # small models keep everything
     monkeypatch.setattr(estimate, "is_large", lambda model: True)
-    memory = estimate_memory(adapted_skeleton(config, fits)[0], config, batch)
+    memory = estimate_memory(adapted_skeleton(config, fits, device_type="cpu")[0], config, batch, device_type="cpu")
     free = int((memory.adapters + memory.activations) * MARGIN) + BESIDE_TENSORS["cpu"]
     monkeypatch.setattr(estimate, "free_memory", lambda device: free)
     assert choose_recomputation(config, adapted, data) == fits

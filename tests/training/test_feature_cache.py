@@ -8,7 +8,9 @@ import pytest
 from safetensors.torch import load_file
 
 from sam3_lora.config import RunConfig
+from sam3_lora.data import dataset
 from sam3_lora.errors import ConfigError
+from sam3_lora.evaluation import coco_metrics
 from sam3_lora.events import Event, EventType
 from sam3_lora.training.run import train
 
@@ -56,6 +58,31 @@ def test_another_run_uses_the_files_even_where_one_is_damaged(make_config: Calla
         files[0].write_bytes(files[0].read_bytes()[:-1])
     for other in adapters[1:]:
         assert all(value.equal(other[name]) for name, value in adapters[0].items())
+
+
+@pytest.mark.parametrize("kept", ["memory", "folder"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_are_read_once_where_their_features_are_kept(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: str, workers: int
+):
+    log = tmp_path / "read"  # loader processes write it, too
+    for module in (dataset, coco_metrics):
+
+        def read(file: Path, *, original: Any = module.read_rgb, **options: Any) -> Any:
+            with log.open("a") as lines:
+                lines.write(f"{file}\n")
+            return original(file, **options)
+
+        monkeypatch.setattr(module, "read_rgb", read)
+    folder = {"feature_cache": str(tmp_path / "features")} if kept == "folder" else {}
+    # a loader works ahead: the second epoch begins before the first one's features are all there
+    settings = {"max_epochs": 4, "num_workers": workers, "batch_size": 1}
+    train(make_config(lora=DETECTOR, dataset=SAME_VIEWS, training=settings, output=folder))
+    training = [line for line in log.read_text().splitlines() if "/train/" in line]
+    validation = [line for line in log.read_text().splitlines() if "/valid/" in line]
+    assert len(set(training)) == 6
+    assert len(training) == 6 if workers == 0 else 6 <= len(training) < 4 * 6
+    assert len(validation) == len(set(validation)) == 2
 
 
 @pytest.mark.parametrize(

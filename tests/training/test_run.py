@@ -20,6 +20,7 @@ from sam3_lora.errors import (
     StorageFullError,
 )
 from sam3_lora.events import Event, EventType
+from sam3_lora.training import setup
 from sam3_lora.training.run import InterruptedRunError, Stop, train
 from sam3_lora.training.step import Stepper
 
@@ -395,3 +396,17 @@ def test_few_shot_says_how_many_images_it_uses(make_config):
     report = train(make_config(dataset={"limit_images": 3}, training={"max_epochs": 1}))
     assert report.steps == 2  # of 2 and 1 images
     assert "3 of 6 annotated training images" in report.notices[0]
+
+
+def test_a_device_that_only_emulates_bfloat16_trains_in_float32_and_says_so(make_config, monkeypatch):
+    quick = {"evaluation": {"baseline": False, "every_epochs": 9}}
+    plain = make_config("plain", training={"max_steps": 1}, **quick)
+    train(plain)
+    monkeypatch.setattr(setup, "computes_bfloat16", lambda device_type: False)
+    events = Recorder()
+    mixed = make_config("mixed", training={"max_steps": 1, "use_amp": True}, **quick)
+    train(mixed, reporter=events)
+    assert any("no instructions for bfloat16" in e.message and e.level == "warning" for e in events)
+    assert events.of(EventType.RESOLVED)[0].data["config"]["training"]["use_amp"] is False
+    best = Path("checkpoints", "best")
+    assert same(adapter(plain.output.dir / best), adapter(mixed.output.dir / best))
