@@ -91,7 +91,7 @@ def measure(
             leaf = values[first].detach().requires_grad_()
             with torch.autocast(options.device, dtype=amp_dtype, enabled=amp_dtype is not None):
                 output = call(**{first: leaf, **{other: values[other] for other in others}})
-            output.float().square().mean().backward()
+            torch.autograd.backward(output.float().square().mean())
         if options.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began

@@ -54,7 +54,10 @@ def test_the_loader_is_compared_with_the_model(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("loader ratio=")
     rows = json.loads((tmp_path / "loader.json").read_text())["rows"]
-    assert [row["workers"] for row in rows] == [0, 1, "model"]
+    assert [row["workers"] for row in rows] == [0, 1] * 3 + ["model"]
+    assert [row["kept"] for row in rows] == [kept for kept in ("nothing", "memory", "files") for _ in (0, 1)] + [
+        "memory"
+    ]
     assert all(row["images_per_second"] > 0 for row in rows)
 
 
