@@ -83,6 +83,7 @@ class Reconciler:
         self._reap_datasets()
         self._announce()
         self._purge_datasets()
+        self._purge_jobs()
         if self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S:
             self._sweep()
             self._swept_at_s = self._clock.monotonic()
@@ -131,6 +132,14 @@ class Reconciler:
             self._storage.delete(str(dataset.storage_key))
             with self._database.write() as unit:
                 unit.datasets.forget_archive(dataset.id)
+
+    def _purge_jobs(self) -> None:
+        with self._database.read() as unit:
+            deleted = unit.jobs.deleted(limit=20)
+        for job_id in deleted:
+            self._storage.delete_prefix(f"jobs/{job_id}/")
+            with self._database.write() as unit:
+                unit.jobs.purge(job_id)
 
     def _sweep(self) -> None:
         """Forget what is past its retention, and delete files that broken uploads or lost workers left behind."""

@@ -85,6 +85,21 @@ class DatasetInUseError(ConflictError):
     title = "Dataset in use"
 
 
+class JobInUseError(ConflictError):
+    """Another job still needs this one's checkpoints."""
+
+    code = "job_in_use"
+    title = "Job in use"
+
+
+class PreconditionFailedError(ServiceError):
+    """The resource is no longer the one that If-Match names."""
+
+    status = 412
+    code = "precondition_failed"
+    title = "Precondition failed"
+
+
 class RequestTimeoutError(ServiceError):
     status = 408
     code = "request_timeout"

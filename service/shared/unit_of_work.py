@@ -16,6 +16,7 @@ from service.shared.db.repositories.idempotency import IdempotencyRepository
 from service.shared.db.repositories.jobs import JobRepository
 from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
+from service.shared.db.repositories.queue import QueueRepository
 from service.shared.db.repositories.workers import WorkerRepository
 from service.shared.retry import RetryPolicy
 
@@ -35,7 +36,8 @@ class UnitOfWork:
         self.session = session
         self.clock = clock
         self.events = EventRepository(session, clock)
-        self.jobs = JobRepository(session, clock, self.events)
+        self.queue = QueueRepository(session, clock)
+        self.jobs = JobRepository(session, clock, self.events, self.queue)
         self.attempts = AttemptRepository(session, clock, self.jobs, retry)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts)
         self.metrics = MetricRepository(session, clock)

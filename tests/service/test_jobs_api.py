@@ -47,8 +47,8 @@ def test_a_created_job_is_queued_rung_and_shows_every_value_as_used(api: Api) ->
     assert job["resolved"]["config"]["training"]["seed"] == 7 == job["seed"]
     assert job["resolved"]["dataset_sha256"] == "0" * 64
     assert (job["tags"], job["metadata"], job["priority"]) == (["a", "b"], {"ticket": "A-1"}, 90)
-    assert job["allowed_actions"] == ["cancel"]
-    assert job["queue"] == {"jobs_ahead": 0}
+    assert job["allowed_actions"] == ["cancel", "pause"]
+    assert job["queue"] == {"jobs_ahead": 0, "estimated_start_at": None}
     assert api.queue.rings == [(Task.TRAIN, job["id"])]
     assert api.client.get(job["urls"]["self"]).json() == job
     assert api.client.get(f"/jobs/{job['id']}").json() == job
@@ -117,7 +117,11 @@ def test_two_different_seeds_are_refused_and_the_configurations_seed_counts_alon
         ({"config": {"output": {"dir": "/etc"}}}, "/config/output"),
         ({"config": {"dataset": {"train_ann_file": "/etc/passwd"}}}, "/config/dataset/train_ann_file"),
         ({"config": []}, "/config"),
-        ({"validation_dataset_id": None}, "/validation_dataset_id"),
+        ({"validation_dataset_id": 5}, "/validation_dataset_id"),
+        ({"project": "a/b"}, "/project"),
+        ({"init_from": {}}, "/init_from"),
+        ({"init_from": ""}, "/init_from/checkpoint_id"),
+        ({"init_from": {"job_id": "job_nope"}}, "/dataset_id"),
     ],
 )
 def test_each_wrong_value_is_named_by_its_pointer(api: Api, values: dict[str, Any], pointer: str) -> None:
@@ -184,7 +188,7 @@ def test_cancel_is_idempotent_and_names_why_it_cannot_apply(api: Api) -> None:
         response = api.client.post(f"/v1/jobs/{job['id']}/cancel")
         assert (response.status_code, response.json()["status"]) == (202, "cancelled")
     assert response.json()["is_terminal"]
-    assert response.json()["allowed_actions"] == []
+    assert response.json()["allowed_actions"] == ["retry", "delete"]
     done = create(api)
     with api.database.write() as unit:
         claimed = unit.jobs.claim("w-1")

@@ -12,6 +12,7 @@ import pytest
 
 from service.shared.errors import LeaseLostError
 from service.shared.states import JobRequest, JobState
+from service.usecases.actions import cancel_job
 from tests.worker import trainers
 from tests.worker.conftest import add_dataset, add_job, both_databases, job_of
 from worker.runner import TrainingRunner
@@ -220,7 +221,7 @@ def test_what_is_published_is_never_a_mixture_of_two_checkpoints(rig: Rig) -> No
 def test_cancel_saves_and_ends(rig: Rig) -> None:
     def cancel(job_id: str) -> None:
         with rig.database.write() as unit:
-            unit.jobs.request_cancel(job_id)
+            cancel_job(unit, job_id)
 
     job = rig.run_and(cancel, trainers.CONTRACT + "\ntrain(1000, 0.4)")
     assert job.state is JobState.CANCELLED
@@ -231,7 +232,7 @@ def test_cancel_saves_and_ends(rig: Rig) -> None:
 def test_cancel_wins_over_a_trainer_that_ignores_it(rig: Rig) -> None:
     def cancel(job_id: str) -> None:
         with rig.database.write() as unit:
-            unit.jobs.request_cancel(job_id)
+            cancel_job(unit, job_id)
 
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('phase', phase='training'); time.sleep(60)"
     assert rig.run_and(cancel, body).state is JobState.CANCELLED
