@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from sam3_lora.config import JobConfig, Section
 from service.api.schemas.lists import Read
@@ -83,8 +83,15 @@ class JobCreate(Section):
     """Up to 16 texts that are stored with the job."""
 
 
+def _without_defaults(schema: dict[str, Any]) -> None:
+    for described in schema["properties"].values():
+        del described["default"]
+
+
 class JobPatch(Section):
     """What may change of a job; what is omitted stays (RFC 7396)."""
+
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
 
     name: JobName = ""
     """For people; need not be unique."""
