@@ -44,6 +44,7 @@ INDEXES = (
     ("state", "priority", "project", "created_at", "id"),
     ("state", "created_at", "id"),
     ("project", "created_at", "id"),
+    ("base_model", "created_at", "id"),
     ("validation_dataset_id",),
     ("deleted_at",),
 )

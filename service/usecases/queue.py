@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from service.shared.states import JobState
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from service.shared.db.models import Job
     from service.shared.settings import Settings
@@ -26,15 +24,14 @@ class Place:
     estimated_start_at: datetime | None
 
 
-def places(unit: UnitOfWork, settings: Settings, jobs: Iterable[Job]) -> dict[str, Place]:
+def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> dict[str, Place]:
     """Places of those of the jobs that are queued, by id; the same few statements for one as for many."""
-    queued = [job.id for job in jobs if job.state is JobState.QUEUED]
-    if not queued:
+    ahead = unit.queue.jobs_ahead(jobs)
+    if not ahead:
         return {}
     workers = unit.workers.count_alive(GPU, within_s=settings.lease_timeout_s)
     usual_s = unit.queue.usual_duration_s()
     free_at = _free_at(unit.queue.running(), workers, usual_s, unit.clock.now())
-    ahead = unit.queue.jobs_ahead(queued)
     return {job_id: Place(count, _start(count, free_at, usual_s)) for job_id, count in ahead.items()}
 
 

@@ -32,6 +32,7 @@ class Job(Base):
         Index(None, "state", "priority", "project", "created_at", "id"),
         Index(None, "state", "created_at", "id"),
         Index(None, "project", "created_at", "id"),
+        Index(None, "base_model", "created_at", "id"),
         Index(None, "created_at", "id"),
         Index(None, "dataset_id"),
         Index(None, "validation_dataset_id"),

@@ -5,15 +5,19 @@ Among the due jobs of the highest priority, the project with the fewest running 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, not_, or_, select, tuple_
 
 from service.shared.db.models import Job
 from service.shared.states import LEASED, JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import Session
@@ -45,24 +49,31 @@ class QueueRepository:
                     return job_id
         return None
 
-    def jobs_ahead(self, job_ids: Sequence[str]) -> dict[str, int]:
+    def jobs_ahead(self, jobs: Sequence[Job]) -> dict[str, int]:
         """Of those of the jobs that are queued: how many will start earlier, if nothing else arrives or ends.
 
-        One statement over the whole queue.
+        Counts in the index instead of ranking the whole queue; as many statements for a page as for one.
         """
-        running = _running_jobs().subquery()
-        in_project = func.row_number().over(partition_by=(Job.priority, Job.project), order_by=(Job.created_at, Job.id))
-        turn = (func.coalesce(running.c.count, 0) + in_project).label("turn")
-        waiting = (
-            select(Job.id, Job.priority, Job.created_at, turn)
-            .outerjoin(running, running.c.project == Job.project)
-            .where(QUEUED)
-            .subquery()
+        queued = [job for job in jobs if job.state is JobState.QUEUED]
+        if not queued:
+            return {}
+        first, last = min(map(_age, queued)), max(map(_age, queued))
+        relevant = and_(QUEUED, Job.priority >= min(job.priority for job in queued))
+        older = tuple_(Job.created_at, Job.id) < tuple_(*first)
+        groups = select(Job.priority, Job.project, func.count(), func.count().filter(older)).where(relevant)
+        lines = {
+            (priority, project): _Line(total, older_than_page)
+            for priority, project, total, older_than_page in self._session.execute(
+                groups.group_by(Job.priority, Job.project)
+            )
+        }
+        within = select(Job.priority, Job.project, Job.created_at, Job.id).where(
+            relevant, Job.created_at.between(first[0], last[0]), not_(older)
         )
-        order = (waiting.c.priority.desc(), waiting.c.turn, waiting.c.created_at, waiting.c.id)
-        places = select(waiting.c.id, (func.row_number().over(order_by=order) - 1).label("ahead")).subquery()
-        rows = self._session.execute(select(places.c.id, places.c.ahead).where(places.c.id.in_(job_ids)))
-        return {row.id: row.ahead for row in rows}
+        for priority, project, created_at, job_id in self._session.execute(within.order_by(Job.created_at, Job.id)):
+            lines[priority, project].ages.append((created_at, job_id))
+        running = {row.project: row.number for row in self._session.execute(_running_jobs())}
+        return {job.id: _ahead(job, lines, running) for job in queued}
 
     def running(self) -> Sequence[Job]:
         """Jobs that workers hold."""
@@ -106,10 +117,43 @@ class QueueRepository:
             select(projects.c.name)
             .outerjoin(running, running.c.project == projects.c.name)
             .where(oldest.is_not(None))
-            .order_by(func.coalesce(running.c.count, 0), oldest, projects.c.name)
+            .order_by(func.coalesce(running.c.number, 0), oldest, projects.c.name)
         )
         return self._session.scalars(query).all()
 
 
 def _running_jobs() -> Select[str, int]:
-    return select(Job.project, func.count().label("count")).where(Job.state.in_(LEASED)).group_by(Job.project)
+    return select(Job.project, func.count().label("number")).where(Job.state.in_(LEASED)).group_by(Job.project)
+
+
+@dataclass
+class _Line:
+    """The queued jobs of one project at one priority, oldest first."""
+
+    length: int
+    older_than_page: int
+    ages: list[tuple[datetime, str]] = field(default_factory=list)
+    """Of the jobs from the oldest of the page on."""
+
+    def older_than(self, job: Job) -> int:
+        return self.older_than_page + bisect_left(self.ages, _age(job))
+
+
+def _ahead(job: Job, lines: Mapping[tuple[int, str], _Line], running: Mapping[str, int]) -> int:
+    """A claim takes the head of the line whose project has the fewest running jobs, of equals the oldest head."""
+    busy = Counter(running)
+    for (priority, project), line in lines.items():
+        if priority > job.priority:
+            busy[project] += line.length
+    own = lines[job.priority, job.project].older_than(job)
+    ahead = own + busy.total() - sum(running.values())
+    for (priority, project), line in lines.items():
+        if priority == job.priority and project != job.project:
+            sooner = busy[job.project] + own - busy[project]  # of this line, by having fewer running
+            is_older = 0 <= sooner < line.older_than(job)  # the next one, which has as many
+            ahead += min(line.length, max(0, sooner)) + is_older
+    return ahead
+
+
+def _age(job: Job) -> tuple[datetime, str]:
+    return job.created_at, job.id
