@@ -250,10 +250,14 @@ def test_pages_hold_every_job_once_though_new_ones_arrive(api: Api) -> None:
     assert_problem(api.client.get("/v1/jobs?after=job_nope"), 404, "not_found")
 
 
-def test_lists_filter_by_state_dataset_and_tag(settings: Settings) -> None:
+def test_lists_filter_by_everything_at_once(settings: Settings) -> None:
     with served(settings) as api:
         dataset = add_dataset(api.database)
-        plain, tagged, other = create(api), create(api, tags=["a", "b'\""]), create(api, dataset_id=dataset)
+        plain = create(api, project="p", metadata={"k[1]": "a,b", "l": "v"})
+        api.clock.advance(10)
+        tagged = create(api, tags=["a", "b'\""], metadata={"l": "v"})
+        api.clock.advance(10)
+        other = create(api, dataset_id=dataset)
         api.client.post(f"/v1/jobs/{plain['id']}/cancel")
 
         def found(**query: str) -> set[str]:
@@ -265,9 +269,41 @@ def test_lists_filter_by_state_dataset_and_tag(settings: Settings) -> None:
         assert found(tag="%") == set()
         assert found(dataset_id=dataset) == {other["id"]}
         assert found(dataset_id=dataset, status="cancelled") == set()
+        assert found(project="p") == found(**{"metadata[k[1]]": "a,b"}) == {plain["id"]}
+        assert found(**{"metadata[l]": "v"}) == {plain["id"], tagged["id"]}
+        assert found(**{"metadata[l]": "v", "tag": "a"}) == {tagged["id"]}
+        assert found(**{"metadata[a]": "a"}) == found(**{"metadata[ ]": "a"}) == set()  # a tag is no metadata
+        assert found(base_model="sam3-tiny", project="default") == {tagged["id"], other["id"]}
+        assert found(base_model="sam3") == set()
+        assert found(created_after=plain["created_at"]) == {tagged["id"], other["id"]}
+        assert found(created_after=plain["created_at"], created_before=other["created_at"]) == {tagged["id"]}
+        several = api.client.get("/v1/jobs", params=[("status", "cancelled"), ("status", "queued")]).json()
+        assert len(several["data"]) == 3
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "order=up", "status=done", "statu=queued"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "order=up",
+        "status=done",
+        "status=queued,",
+        "statu=queued",
+        "base_model=sam9",
+        "created_after=2026-01-01",
+        "created_after=2026-01-01T00:00:00",
+        "created_before=yesterday",
+        "metadata=x",
+        "metadata[]=x",
+        "metadata[" + "k" * 65 + "]=x",
+        "metadata[k]=a&metadata[k]=b",
+        "metadata[k]=" + "v" * 513,
+        "&".join(f"metadata[k{n}]=v" for n in range(17)),
+        "project=" + "p" * 65,
+    ],
+)
 def test_wrong_queries_are_refused(api: Api, query: str) -> None:
     assert_problem(api.client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
 
