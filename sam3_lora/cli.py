@@ -262,7 +262,8 @@ def inspect(
             memory = estimate_memory(model, run_config, batch)
     if as_json:
         shape = {**asdict(batch), "assumed": assumed}
-        values = {**injection.to_dict(), "peak_memory_bytes": memory.to_dict(), "batch": shape}
+        needed = {device: memory.needed_on(device) for device in ("cuda", "cpu")}
+        values = {**injection.to_dict(), "peak_memory_bytes": memory.to_dict(), "needed_bytes": needed, "batch": shape}
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
         return
     table = Table("component", "modules", "rank", "trainable parameters", title=f"LoRA on {run_config.model.base}")
@@ -409,3 +410,7 @@ def train_command() -> None:
 def main() -> None:
     """Entry point of the `sam3-lora` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.job_views import JobWatch
 from service.api.middleware import RequestContext
-from service.api.routes import actions, attempts, checkpoints, datasets, jobs, operations
+from service.api.routes import actions, attempts, checkpoints, datasets, estimates, jobs, operations
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -63,7 +63,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()
-    for module in (datasets, jobs, actions, attempts, checkpoints, operations):
+    for module in (datasets, jobs, actions, attempts, estimates, checkpoints, operations):
         router.include_router(module.router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(router)

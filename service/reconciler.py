@@ -115,7 +115,7 @@ class Reconciler:
                 log.warning("dataset_reaped", dataset_id=dataset.id, epoch=lease.epoch, state=dataset.state)
 
     def _announce(self) -> None:
-        for task in Task:
+        for task in (Task.TRAIN, Task.INGEST):  # an estimate is rung for again by whoever asks again
             unfetched = self._queue.depth(task)
             if unfetched is None or unfetched >= MAX_UNFETCHED:
                 continue
@@ -145,6 +145,7 @@ class Reconciler:
         """Forget what is past its retention, and delete files that broken uploads or lost workers left behind."""
         with self._database.write() as unit:
             unit.idempotency.forget(self._settings.idempotency_retention_s)
+            unit.estimates.forget(self._settings.estimate_retention_s)
             unit.workers.forget_silent(self._settings.worker_retention_s)
         before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
         if self._settings.staging_dir.is_dir():

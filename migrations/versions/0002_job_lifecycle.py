@@ -67,11 +67,28 @@ def upgrade() -> None:
     )
     op.create_index("ix_job_labels_key_value_job_id", "job_labels", ["key", "value", "job_id"])
     label_jobs()
+    op.add_column("workers", sa.Column("memory_bytes", sa.BigInteger(), nullable=True))
+    op.create_table(
+        "estimates",
+        sa.Column("id", sa.String(64), nullable=False),
+        sa.Column("base_model", sa.String(200), nullable=False),
+        sa.Column("config", JSON, nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("result", JSON, nullable=True),
+        sa.Column("error", JSON, nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_estimates"),
+    )
+    op.create_index("ix_estimates_due_at", "estimates", ["due_at"])
+    op.create_index("ix_estimates_created_at", "estimates", ["created_at"])
     guard_moves(MOVES)
 
 
 def downgrade() -> None:
     guard_moves(MOVES_BEFORE)
+    op.drop_table("estimates")
+    op.drop_column("workers", "memory_bytes")
     op.drop_table("job_labels")
     for columns in INDEXES:
         op.drop_index(name_of(columns), "jobs")

@@ -140,6 +140,14 @@ class DatabaseUnavailableError(ServiceError):
     title = "Database unavailable"
 
 
+class EstimateFailedError(ServiceError):
+    """A worker could not work out what a configuration needs."""
+
+    status = 503
+    code = "estimate_failed"
+    title = "Estimate failed"
+
+
 class LeaseLostError(ServiceError):
     """This worker no longer holds the job or dataset: kill the work, write nothing more."""
 

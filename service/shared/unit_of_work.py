@@ -11,6 +11,7 @@ from service.shared.db.migrate import open_engine
 from service.shared.db.repositories.attempts import AttemptRepository
 from service.shared.db.repositories.checkpoints import CheckpointRepository
 from service.shared.db.repositories.datasets import DatasetRepository
+from service.shared.db.repositories.estimates import EstimateRepository
 from service.shared.db.repositories.events import EventRepository
 from service.shared.db.repositories.idempotency import IdempotencyRepository
 from service.shared.db.repositories.jobs import JobRepository
@@ -44,6 +45,7 @@ class UnitOfWork:
         self.logs = LogRepository(session, settings.max_log_bytes)
         self.checkpoints = CheckpointRepository(session, clock)
         self.workers = WorkerRepository(session, clock)
+        self.estimates = EstimateRepository(session, clock)
         self.idempotency = IdempotencyRepository(session, clock)
         self.rings: list[tuple[Task, str]] = []
 

@@ -46,6 +46,16 @@ def create_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, *events: New
     """A new job: queued, or waiting while a dataset of it is still being checked.
 
     Raises:
+        ServiceError: as `plan_job`.
+    """
+    job, datasets = plan_job(unit, settings, spec)
+    return enqueue(unit, job, datasets, *events)
+
+
+def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec) -> tuple[Job, list[Dataset]]:
+    """A job that is not stored yet, and its datasets, locked.
+
+    Raises:
         BaseModelUnavailableError: if this installation has no weights for the base model.
         InvalidRequestError: if a dataset or the earlier adapter is not there or does not fit, or two different seeds
             were given.
@@ -79,7 +89,7 @@ def create_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, *events: New
         tags=spec.tags,
         labels=spec.metadata,
     )
-    return enqueue(unit, job, datasets, *events)
+    return job, datasets
 
 
 def enqueue(unit: UnitOfWork, job: Job, datasets: Sequence[Dataset], *events: NewEvent) -> Job:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, func, not_, or_, select, tuple_
 
-from service.shared.db.models import Job
+from service.shared.db.models import Dataset, Job
 from service.shared.states import LEASED, JobState
 
 if TYPE_CHECKING:
@@ -89,6 +89,23 @@ class QueueRepository:
             .subquery()
         )
         return self._session.scalar(select(func.avg(last.c.gpu_seconds)))
+
+    def seconds_per_image(self, base_model: str) -> list[float]:
+        """Of the jobs on a base that succeeded last: their time over the images of their dataset and their epochs."""
+        last = (
+            select(Job.gpu_seconds, Job.result, Dataset.report)
+            .join(Dataset, Dataset.id == Job.dataset_id)
+            .where(Job.state == JobState.SUCCEEDED, Job.base_model == base_model)
+            .order_by(Job.created_at.desc())
+            .limit(RECENT)
+        )
+        paces = []
+        for seconds, result, report in self._session.execute(last):
+            images = ((report or {}).get("summary") or {}).get("images")
+            epochs = (result or {}).get("epochs")
+            if images and epochs:
+                paces.append(seconds / (images * epochs))
+        return paces
 
     def _priorities(self, due: ColumnElement[bool]) -> Iterator[int]:
         """Priorities of due jobs, highest first; each is looked up in the index when it is asked for."""
