@@ -131,6 +131,12 @@ class LoraConfig(Section):
         wanted = {target for name in self.target_modules for target in TARGET_ALIASES.get(name, (name,))}
         return tuple(target for target in TARGETS if target in wanted)
 
+    def incompatible_with(self, earlier: LoraConfig) -> list[str]:
+        """Fields in which adapters of this configuration mean something else than those of an earlier one."""
+        free = ("dropout", "loraplus_lr_ratio", "target_modules")
+        differing = [f for f in LoraConfig.model_fields if f not in free and getattr(self, f) != getattr(earlier, f)]
+        return differing + (["target_modules"] if self.targets != earlier.targets else [])
+
     def rank_of(self, component: str) -> int:
         """Rank of the adapters of a component."""
         return self.component_rank.get(component, self.rank)

@@ -10,8 +10,9 @@ from fastapi import APIRouter, FastAPI
 from service.api import errors
 from service.api.deps import Services
 from service.api.errors import Problem
+from service.api.job_views import JobWatch
 from service.api.middleware import RequestContext
-from service.api.routes import checkpoints, datasets, jobs, operations, recipes
+from service.api.routes import actions, attempts, checkpoints, datasets, estimates, jobs, operations, recipes
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -59,11 +60,11 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.services = Services(settings, database, Storage(settings), queue, clock)
+    app.state.services = Services(settings, database, Storage(settings), queue, clock, JobWatch(database, settings))
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()
-    for module in (datasets, recipes, jobs, checkpoints, operations):
+    for module in (datasets, recipes, jobs, actions, attempts, estimates, checkpoints, operations):
         router.include_router(module.router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(router)

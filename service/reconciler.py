@@ -83,6 +83,7 @@ class Reconciler:
         self._reap_datasets()
         self._announce()
         self._purge_datasets()
+        self._purge_jobs()
         if self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S:
             self._sweep()
             self._swept_at_s = self._clock.monotonic()
@@ -114,7 +115,7 @@ class Reconciler:
                 log.warning("dataset_reaped", dataset_id=dataset.id, epoch=lease.epoch, state=dataset.state)
 
     def _announce(self) -> None:
-        for task in Task:
+        for task in (Task.TRAIN, Task.INGEST):  # an estimate is rung for again by whoever asks again
             unfetched = self._queue.depth(task)
             if unfetched is None or unfetched >= MAX_UNFETCHED:
                 continue
@@ -132,10 +133,19 @@ class Reconciler:
             with self._database.write() as unit:
                 unit.datasets.forget_archive(dataset.id)
 
+    def _purge_jobs(self) -> None:
+        with self._database.read() as unit:
+            deleted = unit.jobs.deleted(limit=20)
+        for job_id in deleted:
+            self._storage.delete_prefix(f"jobs/{job_id}/")
+            with self._database.write() as unit:
+                unit.jobs.purge(job_id)
+
     def _sweep(self) -> None:
         """Forget what is past its retention, and delete files that broken uploads or lost workers left behind."""
         with self._database.write() as unit:
             unit.idempotency.forget(self._settings.idempotency_retention_s)
+            unit.estimates.forget(self._settings.estimate_retention_s)
             unit.workers.forget_silent(self._settings.worker_retention_s)
         before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
         if self._settings.staging_dir.is_dir():

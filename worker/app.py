@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import signals
@@ -29,14 +29,15 @@ from service.shared.settings import Settings, load
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from worker import device
+from worker.estimator import Estimator
 from worker.ingest import IngestRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
-from worker.tasks import ingest, training
+from worker.tasks import estimate, ingest, training
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 log = structlog.get_logger(__name__)
 
@@ -67,18 +68,27 @@ def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) 
         app = celery_app(settings)
         draining = threading.Event()
         places = (settings, database, storage, workspace)
-        runner: TrainingRunner | IngestRunner
+        found: device.Device | None = None
+        kinds: list[Callable[[], bool]]
         if queue == GPU:
-            model, register = device.name(), training.register
-            runner = TrainingRunner(
-                *places, worker_id=worker_id, device=model, is_draining=draining.is_set, trainer=trainer
+            found = device.find()
+            training_runner = TrainingRunner(
+                *places, worker_id=worker_id, device=found.name, is_draining=draining.is_set, trainer=trainer
             )
+            kinds, tasks = [training_runner.run_next], [training]
         else:
-            model, register = None, ingest.register
-            runner = IngestRunner(*places, worker_id=worker_id, is_draining=draining.is_set)
-        station = Station(runner.run_next, draining=draining, poll_interval_s=settings.poll_interval_s)
-        register(app, station)
-        stack.enter_context(_present(settings, database, worker_id, queue, model))
+            ingest_runner = IngestRunner(*places, worker_id=worker_id, is_draining=draining.is_set)
+            estimator = Estimator(database, is_draining=draining.is_set)
+            kinds, tasks = [estimator.run_next, ingest_runner.run_next], [estimate, ingest]
+        # One of each kind in turn: neither many estimates nor many datasets keep the other waiting.
+        station = Station(
+            lambda: any([run_next() for run_next in kinds]),  # noqa: C419 - all of them
+            draining=draining,
+            poll_interval_s=settings.poll_interval_s,
+        )
+        for task in tasks:
+            task.register(app, station)
+        stack.enter_context(_present(settings, database, worker_id, queue, found))
         stack.callback(station.close, settings.terminate_grace_s + settings.kill_grace_s)
         # Celery's warm shutdown waits for the task in progress, which ends soon once it is drained.
         signals.worker_shutting_down.connect(lambda **_: draining.set(), weak=False)
@@ -96,15 +106,19 @@ def _exit(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def _present(settings: Settings, database: Database, worker_id: str, kind: str, model: str | None) -> Iterator[None]:
+def _present(
+    settings: Settings, database: Database, worker_id: str, kind: str, found: device.Device | None
+) -> Iterator[None]:
     """Be listed among the workers that live."""
     left = threading.Event()
+    facts: dict[str, Any] = {"kind": kind, "host": socket.gethostname(), "pid": os.getpid()}
+    facts |= {"device": found and found.name, "memory_bytes": found and found.memory_bytes}
 
     def beat() -> None:
         while True:
             try:
                 with database.write() as unit:
-                    unit.workers.beat(worker_id, kind=kind, host=socket.gethostname(), pid=os.getpid(), device=model)
+                    unit.workers.beat(worker_id, **facts)
             except SQLAlchemyError as error:
                 log.warning("presence_failed", error=str(error))
             if left.wait(settings.heartbeat_interval_s):

@@ -29,6 +29,7 @@ CODES = frozenset(
         "time_limit",
         "base_model_unavailable",
         "storage_full",
+        "adapter_invalid",
         "internal",
     }
 )

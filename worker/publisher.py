@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from sam3_lora.errors import CheckpointError
+from sam3_lora.errors import AdapterError, CheckpointError
 from service.shared.db.repositories.checkpoints import CheckpointManifest
 from service.shared.errors import NotFoundError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sam3_lora.events import Event
     from service.shared.db.models import Checkpoint, Job
-    from service.shared.storage import Storage
+    from service.shared.storage import Storage, StoredFile
     from service.shared.unit_of_work import Database
     from worker.lease import Lease
 
@@ -55,13 +55,6 @@ class Publisher:
         if not _take(run_dir, str(event.data.get("folder")), scratch, step):
             log.info("checkpoint_superseded", kind=kind, step=step)
             return None
-        # A name of its own for each: what a client downloads is never overwritten.
-        prefix = f"jobs/{self._job_id}/e{self._epoch}/{kind}-step-{step}-{secrets.token_hex(4)}"
-        files = {
-            path.name: self._storage.put_file(f"{prefix}/{path.name}", path, on_chunk=self._lease.check)
-            for path in sorted(scratch.iterdir())
-        }
-        shutil.rmtree(scratch)
         value = event.data.get("value")
         manifest = CheckpointManifest(
             kind=kind,
@@ -69,8 +62,9 @@ class Publisher:
             step=step,
             metric=event.data.get("metric"),
             value=None if value is None else float(value),
-            files=files,
+            files=self._store(scratch, f"{kind}-step-{step}"),
         )
+        shutil.rmtree(scratch)
         checkpoint = self._lease.insist(lambda: self._announce(manifest))
         for key in self._lease.insist(self._withdraw_replaced):
             self._storage.delete(key)
@@ -82,11 +76,64 @@ class Publisher:
             candidates = [each for each in unit.checkpoints.list(self._job_id) if each.kind != "best"]
         for checkpoint in candidates:
             target = folder / checkpoint.id
-            if self._fetch(checkpoint, target):
+            if self._fetch(checkpoint, target, resumable=True):
                 return target
             shutil.rmtree(target, ignore_errors=True)
             log.warning("checkpoint_damaged", checkpoint_id=checkpoint.id)
         return None
+
+    def adopt(self, job_id: str, folder: Path) -> Path | None:
+        """Publish the best and the newest intact resumable checkpoint of another job as this one's own; the latter.
+
+        In this order: a job that has a resumable checkpoint has taken over everything.
+        """
+        with self._database.read() as unit:
+            published = unit.checkpoints.list(job_id)
+        for kind in ("best", "resumable"):
+            for checkpoint in (each for each in published if (each.kind == "best") == (kind == "best")):
+                target = folder / checkpoint.id
+                if not self._fetch(checkpoint, target, resumable=kind == "resumable"):
+                    shutil.rmtree(target, ignore_errors=True)
+                    continue
+                self._publish_copy(checkpoint, target)
+                if kind == "resumable":
+                    return target
+                break
+        return None
+
+    def fetch_adapter(self, checkpoint_id: str, folder: Path) -> Path:
+        """The files of another job's checkpoint to start from.
+
+        Raises:
+            AdapterError: if it is no longer what was published.
+        """
+        with self._database.read() as unit:
+            checkpoint = unit.checkpoints.find(checkpoint_id)
+        if checkpoint is None or not self._fetch(checkpoint, folder, resumable=False):
+            raise AdapterError(
+                f"checkpoint {checkpoint_id}, which the job starts from, is missing or damaged",
+                hint="name another one in init_from, or none",
+            )
+        return folder
+
+    def _publish_copy(self, checkpoint: Checkpoint, folder: Path) -> None:
+        manifest = CheckpointManifest(
+            kind=checkpoint.kind,
+            epoch=checkpoint.epoch,
+            step=checkpoint.step,
+            metric=checkpoint.metric,
+            value=checkpoint.value,
+            files=self._store(folder, f"{checkpoint.kind}-step-{checkpoint.step}"),
+        )
+        self._lease.insist(lambda: self._announce(manifest))
+
+    def _store(self, folder: Path, name: str) -> dict[str, StoredFile]:
+        # A name of its own for each: what a client downloads is never overwritten.
+        prefix = f"jobs/{self._job_id}/e{self._epoch}/{name}-{secrets.token_hex(4)}"
+        return {
+            path.name: self._storage.put_file(f"{prefix}/{path.name}", path, on_chunk=self._lease.check)
+            for path in sorted(folder.iterdir())
+        }
 
     def _announce(self, manifest: CheckpointManifest) -> Checkpoint:
         keys = {file.key for file in manifest.files.values()}
@@ -106,8 +153,9 @@ class Publisher:
             replaced = best[1:] + resumable[self._keep :]
             return unit.checkpoints.remove(self._job_id, self._epoch, replaced) if replaced else []
 
-    def _fetch(self, checkpoint: Checkpoint, target: Path) -> bool:
-        if RESUME_STATE not in {file.name for file in checkpoint.files}:
+    def _fetch(self, checkpoint: Checkpoint, target: Path, *, resumable: bool) -> bool:
+        """Whether the files arrived as they were published, with the training state if it has to be resumable."""
+        if resumable and RESUME_STATE not in {file.name for file in checkpoint.files}:
             return False
         target.mkdir(parents=True)
         for file in checkpoint.files:

@@ -5,6 +5,7 @@ Every write is fenced by the lease; once it is lost the trainer is killed and no
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import structlog
 
 from sam3_lora.coco.layout import find_layout
 from sam3_lora.config import RunConfig, parse
-from sam3_lora.events import Event, EventType, Phase
+from sam3_lora.events import Event, EventType, Level, Phase
 from service.shared.errors import LeaseLostError
 from service.shared.states import JobRequest, JobState
 from worker import failures
@@ -140,12 +141,14 @@ class TrainingRunner:
         )
         observer(Event(EventType.PHASE, "Fetching the dataset", {"phase": Phase.DOWNLOADING_DATASET}))
         observer.flush()
-        with self._database.read() as unit:
-            dataset = unit.datasets.get(job.dataset_id)
-        with unpacked(dataset, self._storage, self._workspace, on_chunk=lambda: self._check(lease)) as root:
-            resume = publisher.fetch_latest(folder / "resume")
+        with contextlib.ExitStack() as stack:
+            roots = [stack.enter_context(self._unpacked(dataset_id, lease)) for dataset_id in _datasets(job)]
+            resume = self._fetch_checkpoint(job, publisher, observer, folder / "resume")
+            adapter = None
+            if resume is None and job.init_checkpoint_id is not None:
+                adapter = publisher.fetch_adapter(job.init_checkpoint_id, folder / "init")
             self._check(lease)
-            (folder / "run.json").write_text(self._run_config(job, root, run_dir).model_dump_json())
+            (folder / "run.json").write_text(self._run_config(job, roots, run_dir, adapter).model_dump_json())
             command = [*self._trainer, "--config", str(folder / "run.json")]
             command += ["--lease-timeout", f"{self._settings.self_fence_s:g}"]
             command += [] if resume is None else ["--resume", str(resume)]
@@ -157,6 +160,22 @@ class TrainingRunner:
         with self._database.read() as unit:
             has_checkpoint = bool(unit.checkpoints.list(job.id))
         return _outcome(ending, job, lease.request, self._settings, has_checkpoint=has_checkpoint)
+
+    def _unpacked(self, dataset_id: str, lease: Lease) -> contextlib.AbstractContextManager[Path]:
+        with self._database.read() as unit:
+            dataset = unit.datasets.get(dataset_id)
+        return unpacked(dataset, self._storage, self._workspace, on_chunk=lambda: self._check(lease))
+
+    def _fetch_checkpoint(self, job: Job, publisher: Publisher, observer: Observer, folder: Path) -> Path | None:
+        """What the trainer goes on from: a checkpoint of an earlier attempt, else of the job that this one retries."""
+        own = publisher.fetch_latest(folder)
+        if own is not None or job.resumes_from is None:
+            return own
+        adopted = publisher.adopt(job.resumes_from, folder)
+        if adopted is None:
+            message = f"No intact checkpoint of {job.resumes_from} is left: training begins anew"
+            observer(Event(EventType.MESSAGE, message, level=Level.WARNING))
+        return adopted
 
     def _supervise(
         self, job: Job, command: list[str], lease: Lease, observer: Observer, log_file: Path, temporary: Path
@@ -189,26 +208,39 @@ class TrainingRunner:
         if lease.request in (JobRequest.CANCEL, JobRequest.PAUSE) or self._is_draining():
             raise _InterruptedError
 
-    def _run_config(self, job: Job, root: Path, run_dir: Path) -> RunConfig:
-        layout = find_layout(root)
+    def _run_config(self, job: Job, roots: list[Path], run_dir: Path, adapter: Path | None) -> RunConfig:
+        """`roots`: the training dataset, then that of validation, if there is one."""
+        layout = find_layout(roots[0])
+        validation = layout.validation
+        if len(roots) > 1:
+            other = find_layout(roots[1])
+            validation = other.validation or other.train
         config = job.resolved["config"]
         paths: dict[str, Any] = {
             "train_img_folder": str(layout.train.images),
             "train_ann_file": str(layout.train.annotations),
         }
-        if layout.validation is not None:
-            paths["val_img_folder"] = str(layout.validation.images)
-            paths["val_ann_file"] = str(layout.validation.annotations)
+        if validation is not None:
+            paths["val_img_folder"] = str(validation.images)
+            paths["val_ann_file"] = str(validation.annotations)
         checkpoint = self._settings.checkpoint if job.base_model == "sam3" else None
         return parse(
             RunConfig,
             {
                 **config,
                 "dataset": config["dataset"] | paths,
-                "model": {"base": job.base_model, "checkpoint": None if checkpoint is None else str(checkpoint)},
+                "model": {
+                    "base": job.base_model,
+                    "checkpoint": None if checkpoint is None else str(checkpoint),
+                    "adapter": None if adapter is None else str(adapter),
+                },
                 "output": {"dir": str(run_dir)},
             },
         )
+
+
+def _datasets(job: Job) -> list[str]:
+    return [job.dataset_id] if job.validation_dataset_id is None else [job.dataset_id, job.validation_dataset_id]
 
 
 def _outcome(

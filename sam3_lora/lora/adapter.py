@@ -119,14 +119,10 @@ def start_from(model: nn.Module, folder: Path, lora: LoraConfig, base_fingerprin
             something else (dropout and learning-rate ratio may differ), or if its files are damaged.
     """
     info = read_info(folder)
-    fields = [f for f in LoraConfig.model_fields if f not in ("dropout", "loraplus_lr_ratio", "target_modules")]
     differing = [
-        f"lora.{f} ({getattr(info.lora, f)!r} there, {getattr(lora, f)!r} here)"
-        for f in fields
-        if getattr(info.lora, f) != getattr(lora, f)
+        f"lora.{name} ({getattr(info.lora, name)!r} there, {getattr(lora, name)!r} here)"
+        for name in lora.incompatible_with(info.lora)
     ]
-    if info.lora.targets != lora.targets:
-        differing.append(f"lora.target_modules ({list(info.lora.targets)} there, {list(lora.targets)} here)")
     if info.base_fingerprint != base_fingerprint:
         differing.append(f"the base ({info.base_model} {info.base_fingerprint[:12]}... there)")
     if differing:

@@ -93,6 +93,10 @@ class MemoryEstimate:
     def peak(self) -> int:
         return self.weights + self.adapters + self.activations
 
+    def needed_on(self, device_type: str) -> int:
+        """Bytes that a device of this type should have: with a margin, and what a process has beside its tensors."""
+        return int(self.peak * MARGIN) + BESIDE_TENSORS[device_type]
+
     def to_dict(self) -> dict[str, int]:
         return {**asdict(self), "peak": self.peak}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from sam3_lora.coco import schema
+from sam3_lora.coco.schema import CocoDataset
 from sam3_lora.config import DatasetConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
-from sam3_lora.data.concepts import Concept, find_concepts
+from sam3_lora.data.concepts import Concept, default_text, find_concepts
 from sam3_lora.data.dataset import TrainingSet, split_off_validation, subset
 from sam3_lora.errors import ConfigError, DatasetError
 from sam3_lora.lora.adapter import AdapterInfo, fingerprint, start_from
@@ -26,7 +27,7 @@ from sam3_lora.model.precision import computes_bfloat16, hold_frozen_weights
 from sam3_lora.model.weights import architecture_of, load_base
 
 if TYPE_CHECKING:
-    from sam3_lora.coco.schema import CocoDataset
+    from sam3_lora.coco.schema import Category
     from sam3_lora.model.features import FeatureStore
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -102,6 +103,10 @@ def prepare_data(config: RunConfig, resolution: int) -> Data:
         )
     validation, folder = _validation(options)
     notices = []
+    if validation is not None:
+        validation, unknown_names = _in_categories_of(training, validation)
+        if unknown_names:
+            notices.append(f"categories {unknown_names} are only in the validation set: not measured")
     if validation is None and options.val_fraction > 0:
         training, validation = split_off_validation(training, options.val_fraction, config.training.seed)
         folder = options.train_img_folder
@@ -158,6 +163,29 @@ def _validation(options: DatasetConfig) -> tuple[CocoDataset | None, Path]:
     if not validation.images:
         raise DatasetError("the validation set has no images", hint="leave it out to split one off the training set")
     return validation, options.val_img_folder
+
+
+def _in_categories_of(training: CocoDataset, validation: CocoDataset) -> tuple[CocoDataset, list[str]]:
+    """The validation set with the training set's category ids, and the names of the categories it has for itself.
+
+    Two files may number the same categories differently: names count, as prompts do.
+    """
+
+    def text(category: Category) -> str:
+        return default_text(category.name).casefold()
+
+    known = {text(category): category.id for category in reversed(training.categories.values())}
+    renumbered = {c.id: known[text(c)] for c in validation.categories.values() if text(c) in known}
+    own = [category.name for category in validation.categories.values() if category.id not in renumbered]
+    if not renumbered:
+        raise DatasetError(
+            f"training and validation set have no category in common: {own[:10]} are only in the latter",
+            hint="name the categories alike in both",
+        )
+    annotations = [
+        replace(a, category_id=renumbered[a.category_id]) for a in validation.annotations if a.category_id in renumbered
+    ]
+    return CocoDataset(training.categories, validation.images, annotations), own
 
 
 def prepare_model(config: RunConfig, resolution: int, concepts: list[Concept], local_rank: int = 0) -> Adapted:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -18,6 +18,7 @@ from service.shared.errors import (
     UnsupportedMediaTypeError,
 )
 
+S = TypeVar("S", bound=Section)
 MAX_DEPTH = 64
 
 
@@ -38,19 +39,36 @@ class StrictJsonRoute(APIRoute):
         if self.body_field is None:
             return handle
         schema: type[Section] = self.body_field.field_info.annotation  # type: ignore[assignment]
+        is_optional = not self.body_field.field_info.is_required()
 
         async def handle_strictly(request: Request) -> Response:
+            if is_optional and is_empty(request):
+                return await handle(request)
             strict = StrictRequest(request.scope, request.receive)
             limit_bytes = request.app.state.services.settings.max_json_bytes
             strict.parsed = parse_json(await read_json_body(strict, limit_bytes))
-            try:
-                parse(schema, strict.parsed)
-            except ConfigError as error:
-                detail = error.message.removeprefix("invalid configuration: ")
-                raise InvalidRequestError(detail, errors=error.errors) from None
+            validated(schema, strict.parsed)
             return await handle(strict)
 
         return handle_strictly
+
+
+def validated(schema: type[S], values: Any) -> S:
+    """The values as the schema has them.
+
+    Raises:
+        InvalidRequestError: naming every fault.
+    """
+    try:
+        return parse(schema, values)
+    except ConfigError as error:
+        detail = error.message.removeprefix("invalid configuration: ")
+        raise InvalidRequestError(detail, errors=error.errors) from None
+
+
+def is_empty(request: Request) -> bool:
+    """Whether the request declares no body at all."""
+    return "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0"
 
 
 async def read_json_body(request: Request, limit_bytes: int) -> bytes:

@@ -85,6 +85,21 @@ class DatasetInUseError(ConflictError):
     title = "Dataset in use"
 
 
+class JobInUseError(ConflictError):
+    """Another job still needs this one's checkpoints."""
+
+    code = "job_in_use"
+    title = "Job in use"
+
+
+class PreconditionFailedError(ServiceError):
+    """The resource is no longer the one that If-Match names."""
+
+    status = 412
+    code = "precondition_failed"
+    title = "Precondition failed"
+
+
 class RequestTimeoutError(ServiceError):
     status = 408
     code = "request_timeout"
@@ -123,6 +138,14 @@ class DatabaseUnavailableError(ServiceError):
     status = 503
     code = "database_unavailable"
     title = "Database unavailable"
+
+
+class EstimateFailedError(ServiceError):
+    """A worker could not work out what a configuration needs."""
+
+    status = 503
+    code = "estimate_failed"
+    title = "Estimate failed"
 
 
 class LeaseLostError(ServiceError):

@@ -21,10 +21,11 @@ SILENCE_AFTER_FAILURE_S = 5.0
 
 
 class Task(StrEnum):
-    """Celery tasks; each takes one argument, the id of the job or dataset it was rung for."""
+    """Celery tasks; each takes one argument, the id of the job, dataset or estimate it was rung for."""
 
     TRAIN = "worker.train"
     INGEST = "worker.ingest"
+    ESTIMATE = "worker.estimate"
 
     @property
     def queue(self) -> str:

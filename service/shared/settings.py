@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     """Seconds an upload may stall before it is dropped."""
     max_log_bytes: int = Field(16 * 2**20, ge=4096)
     """Log text kept of one job, in bytes; what comes later is dropped with a note."""
+    max_wait_s: float = Field(60, gt=0, le=3600)
+    """Longest time that a request may ask to wait for news of a job (`Prefer: wait=`), in seconds."""
+    estimate_wait_s: float = Field(20, ge=0, le=600)
+    """Longest time that `POST /jobs/estimate` waits for a worker before it answers 202, in seconds."""
+    estimate_retention_s: float = Field(7 * 86400, gt=0)
+    """Seconds after which what was worked out for an estimate is forgotten."""
     idempotency_retention_s: float = Field(86400, gt=0)
     """Seconds an Idempotency-Key is remembered."""
     staging_retention_s: float = Field(86400, gt=0)

@@ -37,11 +37,26 @@ class Actor(StrEnum):
 
 
 class JobRequest(StrEnum):
-    """What a user asked of a running job; delivered to its worker by the heartbeat's answer."""
+    """What a user asked of a job and no worker has done yet; delivered by the heartbeat's answer.
+
+    A stop outlives the loss of its worker. Resume marks a job that was put back and is not running again yet.
+    """
 
     CANCEL = "cancel"
     STOP = "stop"
     PAUSE = "pause"
+    RESUME = "resume"
+
+
+class JobAction(StrEnum):
+    """What a user may do with a job, depending on its state (`ACTIONS`)."""
+
+    CANCEL = "cancel"
+    STOP = "stop"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+    DELETE = "delete"
 
 
 INITIAL = frozenset({JobState.VALIDATING_FILES, JobState.QUEUED})
@@ -57,6 +72,7 @@ JOB_MOVES: dict[tuple[JobState, JobState], frozenset[Actor]] = {
     (_S.VALIDATING_FILES, _S.CANCELLED): frozenset({Actor.API}),
     (_S.QUEUED, _S.RUNNING): frozenset({Actor.WORKER}),
     (_S.QUEUED, _S.CANCELLED): frozenset({Actor.API}),
+    (_S.QUEUED, _S.PAUSED): frozenset({Actor.API}),
     (_S.RUNNING, _S.SUCCEEDED): frozenset({Actor.WORKER}),
     (_S.RUNNING, _S.FAILED): _BOTH,
     (_S.RUNNING, _S.QUEUED): _BOTH,
@@ -71,11 +87,26 @@ JOB_MOVES: dict[tuple[JobState, JobState], frozenset[Actor]] = {
     (_S.PAUSED, _S.CANCELLED): frozenset({Actor.API}),
 }
 
+ACTIONS: dict[JobAction, frozenset[JobState]] = {
+    JobAction.CANCEL: frozenset({_S.VALIDATING_FILES, _S.QUEUED, _S.RUNNING, _S.PAUSING, _S.PAUSED}),
+    JobAction.STOP: frozenset({_S.RUNNING}),
+    JobAction.PAUSE: frozenset({_S.QUEUED, _S.RUNNING}),
+    JobAction.RESUME: frozenset({_S.PAUSED}),
+    JobAction.RETRY: frozenset({_S.FAILED, _S.CANCELLED}),
+    JobAction.DELETE: TERMINAL,
+}
+"""States in which each action changes something. Repeating one that was already taken changes nothing."""
+
 DATASET_MOVES: dict[tuple[DatasetState, DatasetState], frozenset[Actor]] = {
     (DatasetState.PROCESSING, DatasetState.READY): frozenset({Actor.INGEST}),
     (DatasetState.PROCESSING, DatasetState.INVALID): frozenset({Actor.INGEST}),
     (DatasetState.PROCESSING, DatasetState.FAILED): frozenset({Actor.INGEST, Actor.REAPER}),
 }
+
+
+def allowed_actions(state: JobState) -> list[JobAction]:
+    """What a user may do with a job in this state."""
+    return [action for action, states in ACTIONS.items() if state in states]
 
 
 def sources(to: JobState, by: Actor) -> frozenset[JobState]:

@@ -11,11 +11,13 @@ from service.shared.db.migrate import open_engine
 from service.shared.db.repositories.attempts import AttemptRepository
 from service.shared.db.repositories.checkpoints import CheckpointRepository
 from service.shared.db.repositories.datasets import DatasetRepository
+from service.shared.db.repositories.estimates import EstimateRepository
 from service.shared.db.repositories.events import EventRepository
 from service.shared.db.repositories.idempotency import IdempotencyRepository
 from service.shared.db.repositories.jobs import JobRepository
 from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
+from service.shared.db.repositories.queue import QueueRepository
 from service.shared.db.repositories.workers import WorkerRepository
 from service.shared.retry import RetryPolicy
 
@@ -35,13 +37,15 @@ class UnitOfWork:
         self.session = session
         self.clock = clock
         self.events = EventRepository(session, clock)
-        self.jobs = JobRepository(session, clock, self.events)
+        self.queue = QueueRepository(session, clock)
+        self.jobs = JobRepository(session, clock, self.events, self.queue)
         self.attempts = AttemptRepository(session, clock, self.jobs, retry)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts)
         self.metrics = MetricRepository(session, clock)
         self.logs = LogRepository(session, settings.max_log_bytes)
         self.checkpoints = CheckpointRepository(session, clock)
         self.workers = WorkerRepository(session, clock)
+        self.estimates = EstimateRepository(session, clock)
         self.idempotency = IdempotencyRepository(session, clock)
         self.rings: list[tuple[Task, str]] = []
 

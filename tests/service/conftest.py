@@ -29,6 +29,7 @@ from tests.servers import fresh_database, postgres_server_url, redis_url  # noqa
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from service.api.job_views import JobWatch
     from service.shared.storage import Storage
 
 
@@ -177,6 +178,7 @@ class Api:
     storage: Storage
     queue: FakeQueue
     clock: FakeClock
+    watch: JobWatch
 
 
 @contextlib.contextmanager
@@ -193,7 +195,7 @@ def served(settings: Settings) -> Iterator[Api]:
     found = app.state.services
     try:
         with httpx.Client(base_url=f"http://{address[0]}:{address[1]}", timeout=30) as client:
-            yield Api(client, address, settings, found.database, found.storage, queue, clock)
+            yield Api(client, address, settings, found.database, found.storage, queue, clock, found.watch)
     finally:
         server.should_exit = True
         thread.join()

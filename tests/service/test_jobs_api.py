@@ -47,8 +47,8 @@ def test_a_created_job_is_queued_rung_and_shows_every_value_as_used(api: Api) ->
     assert job["resolved"]["config"]["training"]["seed"] == 7 == job["seed"]
     assert job["resolved"]["dataset_sha256"] == "0" * 64
     assert (job["tags"], job["metadata"], job["priority"]) == (["a", "b"], {"ticket": "A-1"}, 90)
-    assert job["allowed_actions"] == ["cancel"]
-    assert job["queue"] == {"jobs_ahead": 0}
+    assert job["allowed_actions"] == ["cancel", "pause"]
+    assert job["queue"] == {"jobs_ahead": 0, "estimated_start_at": None}
     assert api.queue.rings == [(Task.TRAIN, job["id"])]
     assert api.client.get(job["urls"]["self"]).json() == job
     assert api.client.get(f"/jobs/{job['id']}").json() == job
@@ -117,7 +117,11 @@ def test_two_different_seeds_are_refused_and_the_configurations_seed_counts_alon
         ({"config": {"output": {"dir": "/etc"}}}, "/config/output"),
         ({"config": {"dataset": {"train_ann_file": "/etc/passwd"}}}, "/config/dataset/train_ann_file"),
         ({"config": []}, "/config"),
-        ({"validation_dataset_id": None}, "/validation_dataset_id"),
+        ({"validation_dataset_id": 5}, "/validation_dataset_id"),
+        ({"project": "a/b"}, "/project"),
+        ({"init_from": {}}, "/init_from"),
+        ({"init_from": ""}, "/init_from/checkpoint_id"),
+        ({"init_from": {"job_id": "job_nope"}}, "/dataset_id"),
     ],
 )
 def test_each_wrong_value_is_named_by_its_pointer(api: Api, values: dict[str, Any], pointer: str) -> None:
@@ -184,7 +188,7 @@ def test_cancel_is_idempotent_and_names_why_it_cannot_apply(api: Api) -> None:
         response = api.client.post(f"/v1/jobs/{job['id']}/cancel")
         assert (response.status_code, response.json()["status"]) == (202, "cancelled")
     assert response.json()["is_terminal"]
-    assert response.json()["allowed_actions"] == []
+    assert response.json()["allowed_actions"] == ["retry", "delete"]
     done = create(api)
     with api.database.write() as unit:
         claimed = unit.jobs.claim("w-1")
@@ -246,10 +250,14 @@ def test_pages_hold_every_job_once_though_new_ones_arrive(api: Api) -> None:
     assert_problem(api.client.get("/v1/jobs?after=job_nope"), 404, "not_found")
 
 
-def test_lists_filter_by_state_dataset_and_tag(settings: Settings) -> None:
+def test_lists_filter_by_everything_at_once(settings: Settings) -> None:
     with served(settings) as api:
         dataset = add_dataset(api.database)
-        plain, tagged, other = create(api), create(api, tags=["a", "b'\""]), create(api, dataset_id=dataset)
+        plain = create(api, project="p", metadata={"k[1]": "a,b", "l": "v"})
+        api.clock.advance(10)
+        tagged = create(api, tags=["a", "b'\""], metadata={"l": "v"})
+        api.clock.advance(10)
+        other = create(api, dataset_id=dataset)
         api.client.post(f"/v1/jobs/{plain['id']}/cancel")
 
         def found(**query: str) -> set[str]:
@@ -261,9 +269,41 @@ def test_lists_filter_by_state_dataset_and_tag(settings: Settings) -> None:
         assert found(tag="%") == set()
         assert found(dataset_id=dataset) == {other["id"]}
         assert found(dataset_id=dataset, status="cancelled") == set()
+        assert found(project="p") == found(**{"metadata[k[1]]": "a,b"}) == {plain["id"]}
+        assert found(**{"metadata[l]": "v"}) == {plain["id"], tagged["id"]}
+        assert found(**{"metadata[l]": "v", "tag": "a"}) == {tagged["id"]}
+        assert found(**{"metadata[a]": "a"}) == found(**{"metadata[ ]": "a"}) == set()  # a tag is no metadata
+        assert found(base_model="sam3-tiny", project="default") == {tagged["id"], other["id"]}
+        assert found(base_model="sam3") == set()
+        assert found(created_after=plain["created_at"]) == {tagged["id"], other["id"]}
+        assert found(created_after=plain["created_at"], created_before=other["created_at"]) == {tagged["id"]}
+        several = api.client.get("/v1/jobs", params=[("status", "cancelled"), ("status", "queued")]).json()
+        assert len(several["data"]) == 3
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "order=up", "status=done", "statu=queued"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "order=up",
+        "status=done",
+        "status=queued,",
+        "statu=queued",
+        "base_model=sam9",
+        "created_after=2026-01-01",
+        "created_after=2026-01-01T00:00:00",
+        "created_before=yesterday",
+        "metadata=x",
+        "metadata[]=x",
+        "metadata[" + "k" * 65 + "]=x",
+        "metadata[k]=a&metadata[k]=b",
+        "metadata[k]=" + "v" * 513,
+        "&".join(f"metadata[k{n}]=v" for n in range(17)),
+        "project=" + "p" * 65,
+    ],
+)
 def test_wrong_queries_are_refused(api: Api, query: str) -> None:
     assert_problem(api.client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
 

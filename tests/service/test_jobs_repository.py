@@ -15,6 +15,7 @@ from service.shared.errors import LeaseLostError, NotFoundError, StateConflictEr
 from service.shared.queue import Task
 from service.shared.states import DATASET_MOVES, INITIAL, JOB_MOVES, TERMINAL, Actor, DatasetState, JobRequest, JobState
 from service.shared.storage import StoredFile
+from service.usecases.actions import cancel_job
 from tests.service.conftest import FakeClock, FakeQueue, add_dataset, add_job, new_job
 
 if TYPE_CHECKING:
@@ -140,21 +141,21 @@ def test_the_heartbeat_delivers_a_cancel_and_the_job_ends_cancelled(database: Da
     epoch = claim(database).epoch
     with database.write() as unit:
         assert unit.attempts.heartbeat(job_id, epoch) is None
-        assert unit.jobs.request_cancel(job_id).state is JobState.CANCELLING
+        assert cancel_job(unit, job_id).state is JobState.CANCELLING
         assert unit.attempts.heartbeat(job_id, epoch) is JobRequest.CANCEL
     with database.write() as unit:
-        assert unit.jobs.request_cancel(job_id).state is JobState.CANCELLING
+        assert cancel_job(unit, job_id).state is JobState.CANCELLING
         job = unit.attempts.finish(job_id, epoch, JobState.SUCCEEDED, result={"steps": 1})
     assert (job.state, job.request, job.result) == (JobState.CANCELLED, None, {"steps": 1})
     with database.write() as unit:
-        assert unit.jobs.request_cancel(job_id).state is JobState.CANCELLED
+        assert cancel_job(unit, job_id).state is JobState.CANCELLED
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.VALIDATING_FILES])
 def test_a_job_that_no_worker_holds_is_cancelled_at_once(database: Database, state: JobState) -> None:
     job_id = add_job(database, state=state)
     with database.write() as unit:
-        job = unit.jobs.request_cancel(job_id)
+        job = cancel_job(unit, job_id)
     assert (job.state, job.next_publish_at) == (JobState.CANCELLED, None)
     assert job.finished_at is not None
 
@@ -165,9 +166,9 @@ def test_an_ended_job_cannot_be_cancelled_and_an_unknown_one_is_not_found(databa
     with database.write() as unit:
         unit.attempts.finish(job_id, epoch, JobState.SUCCEEDED, result={})
     with pytest.raises(StateConflictError, match="succeeded"), database.write() as unit:
-        unit.jobs.request_cancel(job_id)
+        cancel_job(unit, job_id)
     with pytest.raises(NotFoundError), database.write() as unit:
-        unit.jobs.request_cancel("job_nope")
+        cancel_job(unit, "job_nope")
 
 
 def test_transient_failures_are_retried_with_backoff_until_none_is_left(database: Database, clock: FakeClock) -> None:
@@ -232,7 +233,7 @@ def test_a_move_and_its_event_are_one(database: Database) -> None:
     job_id = add_job(database)
     with pytest.raises(NotFoundError), database.write() as unit:  # noqa: PT012 - the first must have worked
         for cancelled in (job_id, "job_nope"):
-            unit.jobs.request_cancel(cancelled)
+            cancel_job(unit, cancelled)
     assert read(database, job_id).state is JobState.QUEUED
     with database.read() as unit:
         assert len(unit.events.list(job_id)) == 1

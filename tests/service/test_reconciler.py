@@ -21,6 +21,7 @@ from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
 from service.shared.storage import Storage
+from service.usecases.actions import cancel_job
 from tests.service.conftest import FakeClock, FakeQueue, add_dataset, add_job
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def test_a_cancelling_job_without_a_worker_ends_cancelled(
     add_job(database)
     job = claim(database)
     with database.write() as unit:
-        unit.jobs.request_cancel(job.id)
+        cancel_job(unit, job.id)
     watch(reconciler, clock, 30)
     assert read(database, job.id).state is JobState.CANCELLED
 

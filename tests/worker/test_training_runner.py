@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.shared.errors import LeaseLostError
-from service.shared.states import JobRequest, JobState
+from service.shared.states import JobState
+from service.usecases.actions import cancel_job, pause_job, resume_job, stop_job
+from service.usecases.retries import retry_job
+from tests.coco.datasets import records, write_split
 from tests.worker import trainers
-from tests.worker.conftest import add_dataset, add_job, both_databases, job_of
+from tests.worker.conftest import add_dataset, add_job, both_databases, job_of, zip_folder
 from worker.runner import TrainingRunner
 from worker.workspace import Workspace
 
@@ -220,7 +223,7 @@ def test_what_is_published_is_never_a_mixture_of_two_checkpoints(rig: Rig) -> No
 def test_cancel_saves_and_ends(rig: Rig) -> None:
     def cancel(job_id: str) -> None:
         with rig.database.write() as unit:
-            unit.jobs.request_cancel(job_id)
+            cancel_job(unit, job_id)
 
     job = rig.run_and(cancel, trainers.CONTRACT + "\ntrain(1000, 0.4)")
     assert job.state is JobState.CANCELLED
@@ -231,7 +234,7 @@ def test_cancel_saves_and_ends(rig: Rig) -> None:
 def test_cancel_wins_over_a_trainer_that_ignores_it(rig: Rig) -> None:
     def cancel(job_id: str) -> None:
         with rig.database.write() as unit:
-            unit.jobs.request_cancel(job_id)
+            cancel_job(unit, job_id)
 
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('phase', phase='training'); time.sleep(60)"
     assert rig.run_and(cancel, body).state is JobState.CANCELLED
@@ -239,16 +242,112 @@ def test_cancel_wins_over_a_trainer_that_ignores_it(rig: Rig) -> None:
 
 def test_stop_finishes_early_and_succeeds(rig: Rig) -> None:
     def stop(job_id: str) -> None:
-        from sqlalchemy import update
-
-        from service.shared.db.models import Job
-
         with rig.database.write() as unit:
-            unit.session.execute(update(Job).where(Job.id == job_id).values(request=JobRequest.STOP))
+            stop_job(unit, job_id)
 
     job = rig.run_and(stop, trainers.CONTRACT + "\ntrain(1000, 0.4)")
     assert job.state is JobState.SUCCEEDED
     assert job.result["steps"] < 10_000
+
+
+@both_databases
+def test_pause_saves_and_resume_goes_on_from_there(rig: Rig) -> None:
+    def pause(job_id: str) -> None:
+        with rig.database.write() as unit:
+            pause_job(unit, job_id)
+
+    job = rig.run_and(pause, trainers.CONTRACT + "\ntrain(1000, 0.4)")
+    assert (job.state, job.lost_attempts) == (JobState.PAUSED, 0)
+    assert not rig.runner("").run_next()
+    with rig.database.read() as unit:
+        saved = max(each.epoch for each in unit.checkpoints.list(job.id))
+    with rig.database.write() as unit:
+        resume_job(unit, job.id)
+    job = rig.run(trainers.CONTRACT + "\ntrain(first)", job.id)
+    assert (job.state, job.attempt, job.result["first"]) == (JobState.SUCCEEDED, 2, saved + 1)
+
+
+@both_databases
+def test_a_retry_takes_over_the_checkpoints_and_goes_on(rig: Rig) -> None:
+    failed = rig.run(
+        trainers.CONTRACT + "\nfor e in (1, 2): checkpoint('epoch', e)\ncheckpoint('best', 1, 0.5)\nsys.exit(10)"
+    )
+    assert failed.state is JobState.FAILED
+    with rig.database.write() as unit:
+        retry = retry_job(unit, failed.id, from_scratch=False)
+    crash = trainers.CONTRACT + "\nsay('message', f'begins with {first}')\nos.kill(os.getpid(), signal.SIGKILL)"
+    job = rig.run(crash, retry.id)
+    assert ("message", "begins with 3") in rig.events(job.id)
+    with rig.database.read() as unit:
+        own, old = unit.checkpoints.list(job.id), unit.checkpoints.list(failed.id)
+    assert [(each.kind, each.epoch, each.value) for each in own] == [("epoch", 2, None), ("best", 1, 0.5)]
+    assert job.best["checkpoint_id"] == own[1].id
+    assert not {f.storage_key for each in own for f in each.files} & {f.storage_key for each in old for f in each.files}
+    assert {f.sha256 for each in own for f in each.files} <= {f.sha256 for each in old for f in each.files}
+    for each in old:  # what it has taken over it no longer needs of the old one
+        for file in each.files:
+            rig.storage.delete(file.storage_key)
+    rig.make_due(job.id)
+    job = rig.run(trainers.CONTRACT + "\ntrain(3)", job.id)
+    assert (job.state, job.result["first"]) == (JobState.SUCCEEDED, 3)
+
+
+def test_a_retry_without_an_intact_checkpoint_begins_anew_and_says_so(rig: Rig) -> None:
+    failed = rig.run(trainers.CONTRACT + "\ncheckpoint('epoch', 1)\nsys.exit(10)")
+    for key in rig.storage.list(f"jobs/{failed.id}"):
+        (rig.settings.storage_dir / key).write_text("damaged")
+    with rig.database.write() as unit:
+        retry = retry_job(unit, failed.id, from_scratch=False)
+    job = rig.run(trainers.CONTRACT + "\ntrain(1)", retry.id)
+    assert (job.state, job.result["first"]) == (JobState.SUCCEEDED, 1)
+    assert any("training begins anew" in message for _, message in rig.events(job.id)[2:])
+
+
+def test_a_job_is_given_the_adapter_to_start_from_only_until_it_has_a_checkpoint(rig: Rig) -> None:
+    earlier = rig.run(trainers.CONTRACT + "\ntrain(1)")
+    say_adapter = """
+adapter = config["model"]["adapter"]
+content = adapter and (pathlib.Path(adapter) / "adapter_model.safetensors").read_text()
+say("message", f"starts from {content}")
+"""
+    job = rig.run(
+        trainers.CONTRACT + say_adapter + "checkpoint('epoch', 1); os.kill(os.getpid(), signal.SIGKILL)",
+        init_checkpoint_id=earlier.best["checkpoint_id"],
+    )
+    assert ("message", "starts from adapter of best 1") in rig.events(job.id)
+    rig.make_due(job.id)
+    job = rig.run(trainers.CONTRACT + say_adapter + "train(2)", job.id)
+    assert ("message", "starts from None") in rig.events(job.id)
+    assert job.state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_an_adapter_to_start_from_that_is_lost_is_a_named_failure(rig: Rig, damage: str) -> None:
+    earlier = rig.run(trainers.CONTRACT + "\ntrain(1)")
+    for key in rig.storage.list(f"jobs/{earlier.id}"):
+        if damage == "gone":
+            rig.storage.delete(key)
+        else:
+            (rig.settings.storage_dir / key).write_text("x")
+    job = rig.run("sys.exit(0)", init_checkpoint_id=earlier.best["checkpoint_id"])
+    assert (job.state, job.error["code"]) == (JobState.FAILED, "adapter_invalid")
+    assert "init_from" in job.error["hint"]
+
+
+def test_the_images_of_a_validation_dataset_are_the_validation_set(rig: Rig, tmp_path: Path) -> None:
+    write_split(tmp_path / "other" / "train", records(3, "other"), 500)
+    other = add_dataset(rig.database, rig.storage, zip_folder(tmp_path / "other", tmp_path / "other.zip"))
+    body = (
+        trainers.CONTRACT
+        + """
+train_file, val_file = (config["dataset"][key] for key in ("train_ann_file", "val_ann_file"))
+say("message", f"{len(json.load(open(train_file))['images'])} {len(json.load(open(val_file))['images'])}")
+train(1)
+"""
+    )
+    job = rig.run(body, validation_dataset_id=other)
+    assert job.state is JobState.SUCCEEDED
+    assert ("message", "12 3") in rig.events(job.id)
 
 
 @both_databases

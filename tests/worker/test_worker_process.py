@@ -19,6 +19,7 @@ from service.shared.clock import SystemClock
 from service.shared.queue import CeleryQueue, Task
 from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
+from service.usecases.actions import cancel_job
 from tests.worker import trainers
 from tests.worker.conftest import add_dataset, add_job, job_of, zip_folder
 
@@ -262,7 +263,7 @@ def test_frozen_worker_wakes_to_find_its_writes_refused(
     with reconciling(settings, storage, ringer):
         wait_until(lambda: job_of(database, job_id).state is JobState.QUEUED)
     with database.write() as unit:
-        unit.jobs.request_cancel(job_id)
+        cancel_job(unit, job_id)
     with database.read() as unit:
         before = [event.id for event in unit.events.list(job_id, limit=1000)]
     worker.send_signal(signal.SIGCONT)

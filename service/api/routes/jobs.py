@@ -1,8 +1,8 @@
-"""Jobs: create, list, read, cancel, and what they leave behind."""
+"""Jobs: create, list, read, change, delete, and what they leave behind."""
 
-import hashlib
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
@@ -10,19 +10,22 @@ from service.api.bodies import StrictJsonRoute
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
+from service.api.job_views import JobView, read_job, read_jobs, requested_wait, view_jobs
 from service.api.schemas.checkpoints import CheckpointList, checkpoint_read
+from service.api.schemas.job_queries import METADATA_PARAMETER, JobQuery
 from service.api.schemas.jobs import (
     EventPage,
     JobCreate,
-    JobQuery,
+    JobPatch,
     JobRead,
     MetricsRead,
     event_read,
-    job_read,
+    job_spec,
     metrics_read,
 )
 from service.api.schemas.lists import Page, page_of
-from service.shared.states import JobState
+from service.shared.errors import PreconditionFailedError
+from service.usecases import actions
 from service.usecases import jobs as usecase
 from service.usecases.idempotency import Answer, answer_once, fingerprint
 
@@ -36,46 +39,36 @@ POLL_AFTER_S = 5
 def create_job(
     unit: WriteUnit, found: AppServices, body: JobCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Create a training job. It is queued at once, or waits in `validating_files` for its dataset's check."""
-    spec = usecase.JobSpec(
-        name=body.name,
-        base_model=body.base_model,
-        dataset_id=body.dataset_id,
-        config=body.config,
-        seed=body.seed,
-        priority=body.priority,
-        max_runtime_s=body.limits.max_runtime_s,
-        max_attempts=body.limits.max_attempts,
-        tags=list(dict.fromkeys(body.tags)),
-        metadata=body.metadata,
-    )
+    """Create a training job. It is queued at once, or waits in `validating_files` for its datasets' check."""
 
     def make() -> Answer:
-        job = usecase.create_job(unit, found.settings, spec)
-        read = job_read(job, unit.jobs.jobs_ahead(job))
+        job = usecase.create_job(unit, found.settings, job_spec(body))
+        read = read_job(unit, found.settings, job)
         return Answer(read.urls.self, read.model_dump(mode="json"))
 
     request_sha256 = fingerprint(body.model_dump(mode="json", exclude_unset=True))
-    answer = answer_once(unit, "jobs.create", idempotency_key, request_sha256, make)
+    return created(answer_once(unit, "jobs.create", idempotency_key, request_sha256, make))
+
+
+def created(answer: Answer) -> JSONResponse:
+    """The response to a request that makes a job."""
     headers = {"Location": answer.location, "Retry-After": str(POLL_AFTER_S)}
     if answer.replayed:
         headers["Idempotent-Replayed"] = "true"
     return JSONResponse(answer.body, 201, headers)
 
 
-@router.get("", responses=problem_responses(404, 422, 503))
-def list_jobs(unit: ReadUnit, query: Annotated[JobQuery, Query()]) -> Page[JobRead]:
+@router.get("", responses=problem_responses(404, 422, 503), openapi_extra={"parameters": [METADATA_PARAMETER]})
+def list_jobs(unit: ReadUnit, found: AppServices, query: Annotated[JobQuery, Query()]) -> Page[JobRead]:
     """Jobs, newest first."""
     rows, has_more = unit.jobs.list(
         limit=query.limit,
         descending=query.order == "desc",
         after=query.after,
         before=query.before,
-        states=[JobState(part) for part in query.status.split(",")] if query.status else [],
-        dataset_id=query.dataset_id,
-        tag=query.tag,
+        matching=query.matching(),
     )
-    return page_of(rows, has_more, lambda job: job_read(job, unit.jobs.jobs_ahead(job)), lambda read: read.id)
+    return page_of(read_jobs(unit, found.settings, rows), has_more, lambda read: read, lambda read: read.id)
 
 
 @router.get(
@@ -83,25 +76,64 @@ def list_jobs(unit: ReadUnit, query: Annotated[JobQuery, Query()]) -> Page[JobRe
     response_model=JobRead,
     responses={304: {"description": "Not modified"}, **problem_responses(404, 503)},
 )
-def get_job(unit: ReadUnit, job_id: JobId, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-    """One job. Ask again with `If-None-Match` to get 304 while nothing has changed."""
-    job = unit.jobs.get(job_id)
-    read = job_read(job, unit.jobs.jobs_ahead(job))
-    content = read.model_dump_json().encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if not read.is_terminal:
-        headers["Retry-After"] = str(POLL_AFTER_S)
-    if names(if_none_match, etag):
+async def get_job(
+    found: AppServices,
+    job_id: JobId,
+    if_none_match: Annotated[str | None, Header(description="The `ETag` of an earlier answer.")] = None,
+    prefer: Annotated[
+        str | None, Header(description="`wait=SECONDS`: answer later, with news.", examples=["wait=30"])
+    ] = None,
+) -> Response:
+    """One job. Ask again with `If-None-Match` to get 304 while nothing has changed.
+
+    With `Prefer: wait=30` the answer waits: with `If-None-Match` until the job has changed, without it until the job
+    has ended, and at most so long (`Preference-Applied` says how long at most); then it is as without.
+    """
+    view = await to_thread.run_sync(found.watch.look, job_id)
+    wait_s = requested_wait(prefer, found.settings.max_wait_s)
+    if wait_s is not None:
+        view = await found.watch.until(
+            lambda seen: seen.is_terminal if if_none_match is None else not names(if_none_match, seen.etag),
+            view,
+            wait_s,
+        )
+    headers = _headers(view)
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:.0f}"
+    if names(if_none_match, view.etag):
         return Response(status_code=304, headers=headers)
-    return Response(content, 200, headers, "application/json")
+    return Response(view.content, 200, headers, "application/json")
 
 
-@router.post("/{job_id}/cancel", status_code=202, responses=problem_responses(404, 409, 503))
-def cancel_job(unit: WriteUnit, job_id: JobId) -> JobRead:
-    """Cancel a job; repeating it changes nothing. A running one saves a checkpoint first and is `cancelling`."""
-    job = unit.jobs.request_cancel(job_id)
-    return job_read(job, unit.jobs.jobs_ahead(job))
+@router.patch("/{job_id}", response_model=JobRead, responses=problem_responses(400, 404, 409, 412, 413, 415, 422, 503))
+def change_job(
+    unit: WriteUnit,
+    found: AppServices,
+    job_id: JobId,
+    body: JobPatch,
+    if_match: Annotated[str | None, Header(description="Change the job only if this is its `ETag`.")] = None,
+) -> Response:
+    """Change name, tags, metadata or priority; what is omitted stays."""
+    job = unit.jobs.get(job_id, lock=True)
+    [seen] = view_jobs(unit, found.settings, [job])
+    if if_match is not None and not names(if_match, seen.etag):
+        raise PreconditionFailedError(f"Job {job_id} has changed: its ETag is {seen.etag}. Read it again, then retry.")
+    job = actions.change_job(unit, job, body.model_dump(exclude_unset=True))
+    [view] = view_jobs(unit, found.settings, [job])
+    return Response(view.content, 200, _headers(view), "application/json")
+
+
+@router.delete("/{job_id}", status_code=204, responses=problem_responses(404, 409, 503))
+def delete_job(unit: WriteUnit, job_id: JobId) -> None:
+    """Delete an ended job with its events, metrics, logs and checkpoints. Jobs that start from it must have ended."""
+    actions.delete_job(unit, job_id)
+
+
+def _headers(view: JobView) -> dict[str, str]:
+    headers = {"ETag": view.etag, "Cache-Control": "private, no-cache"}
+    if not view.is_terminal:
+        headers["Retry-After"] = str(POLL_AFTER_S)
+    return headers
 
 
 @router.get("/{job_id}/events", responses=problem_responses(404, 422, 503))

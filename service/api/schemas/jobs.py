@@ -2,19 +2,25 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from sam3_lora.config import JobConfig, Section
-from service.api.schemas.datasets import choices
-from service.api.schemas.lists import PageQuery, Read
+from service.api.schemas.lists import Read
 from service.shared.db.models import Job, JobEvent, MetricPoint
-from service.shared.states import LEASED, TERMINAL, JobState
+from service.shared.states import LEASED, TERMINAL, JobAction, JobState, allowed_actions
+from service.usecases.initial_adapters import InitialAdapter
+from service.usecases.jobs import JobSpec
+from service.usecases.queue import Place
 
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Tags = Annotated[list[Tag], Field(max_length=32)]
+JobName = Annotated[str, Field(min_length=1, max_length=200, examples=["pallets-v3"])]
+Project = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["warehouse"])]
+Priority = Annotated[int, Field(ge=0, le=100)]
 
 
 class JobLimits(Section):
@@ -26,35 +32,91 @@ class JobLimits(Section):
     """Attempts, if workers are lost or fail for a passing reason."""
 
 
+class InitFrom(Section):
+    """An earlier adapter; give one of the two."""
+
+    checkpoint_id: str | None = Field(None, min_length=1, max_length=64)
+    """This checkpoint."""
+    job_id: str | None = Field(None, min_length=1, max_length=64)
+    """The best checkpoint of this job."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.checkpoint_id is None) == (self.job_id is None):
+            raise ValueError("give either checkpoint_id or job_id")
+        return self
+
+
+def _as_object(value: Any) -> Any:
+    return {"checkpoint_id": value} if isinstance(value, str) else value
+
+
 class JobCreate(Section):
     """A training job."""
 
-    name: str = Field(min_length=1, max_length=200, examples=["pallets-v3"])
+    name: JobName
     """For people; need not be unique."""
+    project: Project = "default"
+    """Whom the job is for: projects take turns, so that none waits behind a crowd of another's jobs."""
     base_model: Literal["sam3", "sam3-tiny"] = "sam3"
     """The model that is adapted."""
     dataset_id: str = Field(min_length=1, max_length=64, examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
     """Dataset to train on; it may still be processing."""
+    validation_dataset_id: str | None = Field(None, min_length=1, max_length=64)
+    """Dataset whose validation images (all of its images, where it has none) are the validation set; null: those of
+    `dataset_id`. Categories are matched by name."""
+    init_from: Annotated[InitFrom | None, BeforeValidator(_as_object, InitFrom | str | None)] = Field(
+        None, examples=[{"job_id": "job_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"}]
+    )
+    """An ended job's adapter to start from instead of the bare base: `{"checkpoint_id": ...}`, `{"job_id": ...}` for
+    its best one, or a checkpoint's id. What is omitted of `config.lora` is taken from there."""
     config: JobConfig = JobConfig()
     """Hyper-parameters; what is omitted takes its default and is shown in `resolved`."""
     seed: int | None = Field(None, ge=0, lt=2**32)
     """Seed of everything random; null: `config.training.seed`."""
-    priority: int = Field(50, ge=0, le=100)
+    priority: Priority = 50
     """Higher runs earlier."""
     limits: JobLimits = JobLimits()
-    tags: list[Tag] = Field(default=[], max_length=32)
+    tags: Tags = Field([])
     """Labels to filter lists by."""
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=16)
     """Up to 16 texts that are stored with the job."""
 
 
-class JobQuery(PageQuery):
-    status: Annotated[str | None, choices(JobState)] = Field(None, max_length=200, examples=["queued,running"])
-    """Only jobs in these states, separated by commas."""
-    dataset_id: str | None = Field(None, max_length=64)
-    """Only jobs on this dataset."""
-    tag: str | None = Field(None, max_length=64)
-    """Only jobs with this tag."""
+def _without_defaults(schema: dict[str, Any]) -> None:
+    for described in schema["properties"].values():
+        del described["default"]
+
+
+class JobPatch(Section):
+    """What may change of a job; what is omitted stays (RFC 7396)."""
+
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
+
+    name: JobName = ""
+    """For people; need not be unique."""
+    tags: Tags = Field([])
+    """Replaces all tags."""
+    metadata: dict[MetadataKey, MetadataValue | None] = Field(
+        {}, max_length=16, examples=[{"ticket": "A-2", "old": None}]
+    )
+    """Merged into what is there; null removes a key."""
+    priority: Priority = 50
+    """Higher runs earlier; counts from the next time that the job waits in the queue."""
+
+
+class JobRetry(Section):
+    """How to retry."""
+
+    from_scratch: bool = False
+    """Train from the beginning instead of going on from the last good checkpoint."""
+
+
+class JobClone(Section):
+    """What is different about the clone."""
+
+    overrides: dict[str, Any] = Field({}, examples=[{"name": "pallets-v4", "config": {"lora": {"rank": 16}}}])
+    """Members of a new job's body, merged into those of the cloned one (RFC 7396: null means the default)."""
 
 
 class Progress(Read, extra="allow"):
@@ -70,7 +132,9 @@ class Progress(Read, extra="allow"):
 
 class QueuePosition(Read):
     jobs_ahead: int | None
-    """Queued jobs that will start earlier; null unless this one is queued."""
+    """Queued jobs that will start earlier, if no others arrive; null unless this one is queued."""
+    estimated_start_at: datetime | None
+    """To the minute, from the living workers, what they are doing and how long jobs took; null without such a basis."""
 
 
 class JobWorker(Read):
@@ -81,7 +145,8 @@ class JobWorker(Read):
 
 class JobFailure(Read):
     code: str
-    """dataset_invalid, gpu_oom, diverged, worker_lost, time_limit, base_model_unavailable, storage_full, internal."""
+    """dataset_invalid, gpu_oom, diverged, worker_lost, time_limit, base_model_unavailable, storage_full,
+    adapter_invalid, internal."""
     message: str
     hint: str
     retryable: bool
@@ -99,7 +164,12 @@ class JobUrls(Read):
     metrics: str
     logs: str
     checkpoints: str
+    attempts: str
     dataset: str
+
+
+class InitFromRead(Read):
+    checkpoint_id: str
 
 
 class JobRead(Read):
@@ -108,14 +178,21 @@ class JobRead(Read):
     id: str
     object: Literal["job"] = "job"
     name: str
+    project: str
     status: JobState
     phase: str | None
     """What a running job is doing; new phases may be added."""
     status_reason: str | None
     is_terminal: bool
-    allowed_actions: list[Literal["cancel"]]
+    allowed_actions: list[JobAction]
+    """What is possible in this state, besides PATCH and clone, which always are."""
     base_model: str
+    init_from: InitFromRead | None
+    retry_of: str | None
+    resumes_from: str | None
+    """Job whose last good checkpoint a retry goes on from."""
     dataset_id: str
+    validation_dataset_id: str | None
     config: dict[str, Any]
     """As submitted."""
     resolved: dict[str, Any]
@@ -183,19 +260,44 @@ class MetricsRead(Read):
     series: dict[str, list[MetricPointRead]]
 
 
-def job_read(job: Job, jobs_ahead: int | None) -> JobRead:
+def job_spec(body: JobCreate) -> JobSpec:
+    """The same for the use case."""
+    return JobSpec(
+        name=body.name,
+        project=body.project,
+        base_model=body.base_model,
+        dataset_id=body.dataset_id,
+        validation_dataset_id=body.validation_dataset_id,
+        init_from=None if body.init_from is None else InitialAdapter(**body.init_from.model_dump()),
+        config=body.config,
+        seed=body.seed,
+        priority=body.priority,
+        max_runtime_s=body.limits.max_runtime_s,
+        max_attempts=body.limits.max_attempts,
+        tags=list(dict.fromkeys(body.tags)),
+        metadata=body.metadata,
+    )
+
+
+def job_read(job: Job, place: Place | None) -> JobRead:
+    """The job as clients see it; `place` is that in the queue, if it is queued."""
     url = f"/v1/jobs/{job.id}"
     held = job.state in LEASED and job.worker_id is not None
     return JobRead(
         id=job.id,
         name=job.name,
+        project=job.project,
         status=job.state,
         phase=job.phase,
         status_reason=job.status_reason,
         is_terminal=job.state in TERMINAL,
-        allowed_actions=[] if job.state in TERMINAL or job.state is JobState.CANCELLING else ["cancel"],
+        allowed_actions=allowed_actions(job.state),
         base_model=job.base_model,
+        init_from=None if job.init_checkpoint_id is None else InitFromRead(checkpoint_id=job.init_checkpoint_id),
+        retry_of=job.retry_of,
+        resumes_from=job.resumes_from,
         dataset_id=job.dataset_id,
+        validation_dataset_id=job.validation_dataset_id,
         config=job.config,
         resolved=job.resolved,
         seed=job.seed,
@@ -203,7 +305,10 @@ def job_read(job: Job, jobs_ahead: int | None) -> JobRead:
         limits=JobLimits(max_runtime_s=job.max_runtime_s, max_attempts=job.max_attempts),
         tags=job.tags,
         metadata=job.labels,
-        queue=QueuePosition(jobs_ahead=jobs_ahead),
+        queue=QueuePosition(
+            jobs_ahead=None if place is None else place.jobs_ahead,
+            estimated_start_at=None if place is None else place.estimated_start_at,
+        ),
         progress=None if job.progress is None else Progress(**job.progress),
         attempt=job.attempt,
         worker=_worker(job) if held else None,
@@ -222,6 +327,7 @@ def job_read(job: Job, jobs_ahead: int | None) -> JobRead:
             metrics=f"{url}/metrics",
             logs=f"{url}/logs",
             checkpoints=f"{url}/checkpoints",
+            attempts=f"{url}/attempts",
             dataset=f"/v1/datasets/{job.dataset_id}",
         ),
     )

@@ -3,8 +3,9 @@
 from service.shared.db.models.base import Base
 from service.shared.db.models.checkpoints import Checkpoint, CheckpointFile
 from service.shared.db.models.datasets import Dataset
+from service.shared.db.models.estimates import Estimate
 from service.shared.db.models.idempotency import IdempotencyKey
-from service.shared.db.models.jobs import Attempt, Job, JobEvent, LogChunk, MetricPoint
+from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogChunk, MetricPoint
 from service.shared.db.models.workers import Worker
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointFile",
     "Dataset",
+    "Estimate",
     "IdempotencyKey",
     "Job",
     "JobEvent",
+    "JobLabel",
     "LogChunk",
     "MetricPoint",
     "Worker",

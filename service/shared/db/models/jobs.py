@@ -29,13 +29,19 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index(None, "state", "priority", "created_at", "id"),
+        Index(None, "state", "priority", "project", "created_at", "id"),
+        Index(None, "state", "created_at", "id"),
+        Index(None, "project", "created_at", "id"),
+        Index(None, "base_model", "created_at", "id"),
         Index(None, "created_at", "id"),
         Index(None, "dataset_id"),
+        Index(None, "validation_dataset_id"),
+        Index(None, "deleted_at"),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(Name)
+    project: Mapped[str] = mapped_column(StorableName(64), server_default="default")
     state: Mapped[JobState] = mapped_column(stored_enum(JobState))
     status_reason: Mapped[str | None]
     phase: Mapped[str | None] = mapped_column(Name)
@@ -43,6 +49,12 @@ class Job(Base):
 
     base_model: Mapped[str] = mapped_column(Name)
     dataset_id: Mapped[str] = mapped_column(Id, ForeignKey("datasets.id"))
+    validation_dataset_id: Mapped[str | None] = mapped_column(Id)
+    init_checkpoint_id: Mapped[str | None] = mapped_column(Id)
+    """Earlier adapter that training starts from."""
+    retry_of: Mapped[str | None] = mapped_column(Id)
+    resumes_from: Mapped[str | None] = mapped_column(Id)
+    """Job whose last good checkpoint training goes on from while this one has none of its own."""
     config: Mapped[dict[str, Any]]
     """As submitted."""
     resolved: Mapped[dict[str, Any]]
@@ -82,6 +94,19 @@ class Job(Base):
     queued_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    """Set: gone for clients, and soon for good."""
+
+
+class JobLabel(Base):
+    """Index over the tags (under the key "") and the metadata of jobs."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (Index(None, "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(StorableName(64), primary_key=True)
+    value: Mapped[str] = mapped_column(StorableName(512), primary_key=True)
 
 
 class Attempt(Base):

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from sqlalchemy import BigInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.shared.db.models.base import Base
@@ -17,5 +18,7 @@ class Worker(Base):
     host: Mapped[str] = mapped_column(Name)
     pid: Mapped[int]
     device: Mapped[str | None] = mapped_column(Name)
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the device that its trainers use."""
     started_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]

@@ -98,6 +98,10 @@ class CheckpointRepository:
         query = select(Checkpoint).where(Checkpoint.job_id == job_id)
         return self._session.scalars(query.order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())).all()
 
+    def find(self, checkpoint_id: str) -> Checkpoint | None:
+        """A published checkpoint."""
+        return self._session.get(Checkpoint, checkpoint_id)
+
     def known_keys(self, keys: Sequence[str]) -> set[str]:
         """Those of the storage keys that a published checkpoint names."""
         return set(

@@ -5,52 +5,73 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import case, delete, exists, func, insert, or_, select, update
 
-from service.shared.db.models import Attempt, Job
+from service.shared.db.models import Attempt, Checkpoint, Dataset, Job, JobLabel
 from service.shared.db.repositories.events import EventRepository, NewEvent
 from service.shared.db.repositories.fencing import returning_job
+from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
-from service.shared.states import LEASED, TERMINAL, Actor, JobRequest, JobState, sources
+from service.shared.states import TERMINAL, Actor, DatasetState, JobRequest, JobState, sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from typing import TypeAlias
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+    from service.shared.db.repositories.queue import QueueRepository
+
+    Version: TypeAlias = tuple[datetime, datetime | None, int]
+
+_THERE = Job.deleted_at.is_(None)
 
 
 class JobRepository:
-    def __init__(self, session: Session, clock: Clock, events: EventRepository) -> None:
+    def __init__(self, session: Session, clock: Clock, events: EventRepository, queue: QueueRepository) -> None:
         self._session = session
         self._clock = clock
         self._events = events
+        self._queue = queue
 
-    def add(self, job: Job) -> Job:
-        """Insert a new job in its initial state, with its first event."""
+    def add(self, job: Job, *events: NewEvent) -> Job:
+        """Insert a new job in its initial state, with an event of that and these."""
         now = self._clock.now()
         job.created_at = job.updated_at = now
         if job.state is JobState.QUEUED:
             job.queued_at = job.next_publish_at = now
-        job.last_event_seq, job.attempt = 1, 0
+        job.last_event_seq, job.attempt = 1 + len(events), 0
         self._session.add(job)
         self._session.flush()
-        self._events.store(job, [NewEvent("status", f"Job {job.state}", {"status": job.state})])
+        self._label(job)
+        self._events.store(job, [NewEvent("status", f"Job {job.state}", {"status": job.state}), *events])
         return job
 
-    def get(self, job_id: str) -> Job:
-        """The job.
+    def get(self, job_id: str, *, lock: bool = False) -> Job:
+        """The job; with `lock`, nobody else changes it until the transaction ends.
 
         Raises:
-            NotFoundError: if there is none.
+            NotFoundError: if there is none, or it was deleted.
         """
-        job = self._session.scalars(select(Job).where(Job.id == job_id)).one_or_none()
+        query = select(Job).where(Job.id == job_id, _THERE).execution_options(populate_existing=lock)
+        job = self._session.scalars(query.with_for_update() if lock else query).one_or_none()
         if job is None:
-            raise NotFoundError(f"There is no job {job_id!r}.")
+            raise _unknown(job_id)
         return job
+
+    def get_all(self, job_ids: Sequence[str]) -> Sequence[Job]:
+        """Those of the jobs that there are."""
+        return self._session.scalars(select(Job).where(Job.id.in_(job_ids), _THERE)).all()
+
+    def versions(self, job_ids: Sequence[str]) -> dict[str, Version]:
+        """Of those of the jobs that there are: what changes whenever anything that clients see of the row does."""
+        query = select(Job.id, Job.updated_at, Job.last_heartbeat_at, Job.last_event_seq)
+        rows = self._session.execute(query.where(Job.id.in_(job_ids), _THERE))
+        return {job_id: (updated_at, beat_at, seq) for job_id, updated_at, beat_at, seq in rows}
 
     def list(
         self,
@@ -59,41 +80,22 @@ class JobRepository:
         descending: bool = True,
         after: str | None = None,
         before: str | None = None,
-        states: Sequence[JobState] = (),
-        dataset_id: str | None = None,
-        tag: str | None = None,
+        matching: JobFilter = ANY_JOB,
     ) -> tuple[Sequence[Job], bool]:
         """One page in order of creation, and whether more follow; `before` gives the page that ends there.
 
         Raises:
             NotFoundError: if `after` or `before` names no job.
         """
-        query = select(Job)
-        if states:
-            query = query.where(Job.state.in_(states))
-        if dataset_id is not None:
-            query = query.where(Job.dataset_id == dataset_id)
-        if tag is not None:
-            query = query.where(self._has_tag(tag))
         return page(
             self._session,
-            query,
+            select(Job).where(_THERE, *matching.conditions()),
             Job,
             limit=limit,
             descending=descending,
             after=None if after is None else self.get(after),
             before=None if before is None else self.get(before),
         )
-
-    def jobs_ahead(self, job: Job) -> int | None:
-        """Queued jobs that will be claimed before this one; None unless it is queued."""
-        if job.state is not JobState.QUEUED:
-            return None
-        earlier = or_(
-            Job.priority > job.priority,
-            and_(Job.priority == job.priority, tuple_(Job.created_at, Job.id) < tuple_(job.created_at, job.id)),
-        )
-        return self._session.scalar(select(func.count()).where(Job.state == JobState.QUEUED, earlier)) or 0
 
     def move(
         self,
@@ -125,7 +127,7 @@ class JobRepository:
         values = (changes or {}) | {"state": to, "status_reason": reason, "updated_at": now}
         values["last_event_seq"] = Job.last_event_seq + 1
         if to is JobState.QUEUED:
-            values |= {"queued_at": now, "phase": None, "request": None}
+            values |= {"queued_at": now, "phase": None}
             values["next_publish_at"] = values.get("not_before") or now
         if to in TERMINAL or to is JobState.PAUSED:
             values |= {"next_publish_at": None, "phase": None, "request": None}
@@ -139,37 +141,65 @@ class JobRepository:
         self._events.store(job, [event])
         return job
 
-    def request_cancel(self, job_id: str) -> Job:
-        """Cancel the job, at once where no worker holds it, else through its worker; idempotent.
+    def request(self, job_id: str, what: JobRequest, reason: str) -> Job:
+        """Leave a request for the job's worker without moving the job, with an event of it.
 
         Raises:
             NotFoundError: if there is no such job.
-            StateConflictError: if the job has already ended otherwise.
         """
-        job = self._session.scalars(select(Job).where(Job.id == job_id).with_for_update()).one_or_none()
+        return self.change(job_id, NewEvent("message", reason), request=what, status_reason=reason)
+
+    def change(self, job_id: str, event: NewEvent, **values: Any) -> Job:
+        """Set columns that say nothing about the job's state, with an event of it.
+
+        Raises:
+            NotFoundError: if there is no such job.
+        """
+        values |= {"updated_at": self._clock.now(), "last_event_seq": Job.last_event_seq + 1}
+        job = returning_job(self._session, update(Job).where(Job.id == job_id, _THERE).values(**values))
         if job is None:
-            raise self._refusal(job_id, JobState.CANCELLED, None)
-        if job.state in (JobState.CANCELLING, JobState.CANCELLED):
-            return job
-        if job.state in LEASED:
-            reason, request = "Cancel requested", JobRequest.CANCEL
-            return self.move(job_id, JobState.CANCELLING, Actor.API, reason=reason, changes={"request": request})
-        return self.move(job_id, JobState.CANCELLED, Actor.API, reason="Cancelled by request")
+            raise _unknown(job_id)
+        self._events.store(job, [event])
+        if values.keys() & {"tags", "labels"}:
+            self._session.execute(delete(JobLabel).where(JobLabel.job_id == job_id))
+            self._label(job)
+        return job
+
+    def mark_deleted(self, job_id: str) -> None:
+        """Hide an ended job and its checkpoints for good; the reconciler deletes its files, then its rows.
+
+        Raises:
+            NotFoundError: if there is none that has ended, or it was already deleted.
+        """
+        ended = update(Job).where(Job.id == job_id, _THERE, Job.state.in_(TERMINAL))
+        if returning_job(self._session, ended.values(deleted_at=self._clock.now())) is None:
+            raise _unknown(job_id)
+        self._session.execute(delete(Checkpoint).where(Checkpoint.job_id == job_id))
+
+    def deleted(self, limit: int) -> Sequence[str]:
+        """Ids of deleted jobs that are still kept."""
+        return self._session.scalars(select(Job.id).where(Job.deleted_at.is_not(None)).limit(limit)).all()
+
+    def purge(self, job_id: str) -> None:
+        """Remove a deleted job with everything it has left in the database."""
+        self._session.execute(delete(Job).where(Job.id == job_id, Job.deleted_at.is_not(None)))
+
+    def waiting_for_checkpoints_of(self, job_id: str) -> Sequence[str]:
+        """Unfinished jobs that go on, or start, from a checkpoint of this one."""
+        own = select(Checkpoint.id).where(Checkpoint.job_id == job_id)
+        needs = or_(Job.resumes_from == job_id, Job.init_checkpoint_id.in_(own))
+        return self._session.scalars(select(Job.id).where(needs, Job.state.not_in(TERMINAL)).order_by(Job.id)).all()
 
     def claim(self, worker_id: str, device: str | None = None) -> Job | None:
-        """Take the best queued job for a worker: highest priority, then oldest. None if nothing is due.
+        """Take the job for a worker whose turn it is (`QueueRepository`); None if nothing is due.
 
         The job comes back `running` with a new `epoch` (the fencing token of every later write), the next
         `attempt`, and an open row of `attempts`.
         """
-        now = self._clock.now()
-        due = and_(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= now))
-        order = (Job.priority.desc(), Job.created_at, Job.id)
-        job_id = self._session.scalar(
-            select(Job.id).where(due).order_by(*order).limit(1).with_for_update(skip_locked=True)
-        )
+        job_id = self._queue.lock_next()
         if job_id is None:
             return None
+        now = self._clock.now()
         job = self.move(
             job_id,
             JobState.RUNNING,
@@ -191,17 +221,23 @@ class JobRepository:
         return job
 
     def release_waiting(self, dataset_id: str, *, valid: bool) -> Sequence[str]:
-        """Move the jobs that wait for a dataset's check to `queued`, or to `failed`; the ids that are now queued."""
+        """Move the jobs that wait for a dataset's check alone to `queued`, or all to `failed`; the ids now queued."""
+        # The rows are locked first: of two datasets that become ready at once, the later one sees the earlier.
         waiting = self._session.scalars(
-            select(Job.id).where(Job.dataset_id == dataset_id, Job.state == JobState.VALIDATING_FILES).with_for_update()
+            select(Job.id).where(_uses(dataset_id), Job.state == JobState.VALIDATING_FILES).with_for_update()
         ).all()
+        if valid:
+            unchecked = select(Dataset.id).where(Dataset.state != DatasetState.READY, Dataset.id != dataset_id)
+            both = or_(Job.dataset_id.in_(unchecked), Job.validation_dataset_id.in_(unchecked))
+            still = set(self._session.scalars(select(Job.id).where(Job.id.in_(waiting), both)))
+            waiting = [job_id for job_id in waiting if job_id not in still]
         for job_id in waiting:
             if valid:
                 self.move(job_id, JobState.QUEUED, Actor.INGEST, reason="Dataset is valid")
             else:
                 error = {
                     "code": "dataset_invalid",
-                    "message": "The dataset did not pass its check.",
+                    "message": f"Dataset {dataset_id} did not pass its check.",
                     "hint": f"Read /v1/datasets/{dataset_id}/validation, correct the data and upload it again.",
                     "retryable": False,
                     "attempt": 0,
@@ -227,8 +263,7 @@ class JobRepository:
 
     def uses_dataset(self, dataset_id: str) -> bool:
         """Whether a job that has not ended needs the dataset."""
-        live = and_(Job.dataset_id == dataset_id, Job.state.not_in(TERMINAL))
-        return bool(self._session.scalar(select(exists().where(live))))
+        return bool(self._session.scalar(select(exists().where(_uses(dataset_id), Job.state.not_in(TERMINAL)))))
 
     @staticmethod
     def _lease(worker_id: str, device: str | None, now: datetime) -> dict[str, Any]:
@@ -241,25 +276,32 @@ class JobRepository:
             "last_heartbeat_at": now,
             "started_at": func.coalesce(Job.started_at, now),
             "phase": "starting",
-            "request": None,
+            "request": case((Job.request == JobRequest.STOP, Job.request)),
             "next_publish_at": None,
             "not_before": None,
         }
 
-    def _has_tag(self, tag: str) -> ColumnElement[bool]:
-        if self._session.get_bind().dialect.name == "postgresql":
-            elements = func.jsonb_array_elements_text(Job.tags).table_valued("value")
-        else:
-            elements = func.json_each(Job.tags).table_valued("value")
-        return exists(select(1).select_from(elements).where(elements.c.value == tag))
+    def _label(self, job: Job) -> None:
+        pairs = [*((TAG, tag) for tag in job.tags), *job.labels.items()]
+        if pairs:
+            rows = [{"job_id": job.id, "key": key, "value": value} for key, value in pairs]
+            self._session.execute(insert(JobLabel), rows)
 
     def _refusal(self, job_id: str, to: JobState, epoch: int | None) -> Exception:
         job = self._session.scalars(
             select(Job).where(Job.id == job_id), execution_options={"populate_existing": True}
         ).one_or_none()
         if job is None:
-            return NotFoundError(f"There is no job {job_id!r}.")
+            return _unknown(job_id)
         if epoch is not None and job.epoch != epoch:
             return LeaseLostError(f"lease {epoch} of {job_id} is no longer held")
         reason = f" ({job.status_reason})" if job.status_reason else ""
         return StateConflictError(f"Job {job_id} is {job.state}{reason} and cannot become {to}.")
+
+
+def _uses(dataset_id: str) -> ColumnElement[bool]:
+    return or_(Job.dataset_id == dataset_id, Job.validation_dataset_id == dataset_id)
+
+
+def _unknown(job_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no job {job_id!r}.")

@@ -11,6 +11,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from service.shared.db.models import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
@@ -21,11 +23,14 @@ class WorkerRepository:
         self._session = session
         self._clock = clock
 
-    def beat(self, worker_id: str, *, kind: str, host: str, pid: int, device: str | None) -> None:
+    def beat(
+        self, worker_id: str, *, kind: str, host: str, pid: int, device: str | None, memory_bytes: int | None = None
+    ) -> None:
         """Register the worker, or note that it is alive."""
         now = self._clock.now()
         dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
-        changing = {"kind": kind, "host": host, "pid": pid, "device": device, "last_seen_at": now}
+        changing = {"kind": kind, "host": host, "pid": pid, "device": device}
+        changing |= {"memory_bytes": memory_bytes, "last_seen_at": now}
         statement = dialect.insert(Worker).values(id=worker_id, started_at=now, **changing)
         self._session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changing))
 
@@ -38,6 +43,18 @@ class WorkerRepository:
         since = self._clock.now() - timedelta(seconds=within_s)
         query = select(func.count()).where(Worker.kind == kind, Worker.last_seen_at >= since)
         return self._session.scalar(query) or 0
+
+    def devices(self, kind: str, *, within_s: float) -> Sequence[tuple[str, int, int]]:
+        """Devices of the living workers of a kind that say what they have: name, bytes of memory, workers."""
+        since = self._clock.now() - timedelta(seconds=within_s)
+        query = (
+            select(Worker.device, Worker.memory_bytes, func.count())
+            .where(Worker.kind == kind, Worker.last_seen_at >= since)
+            .where(Worker.device.is_not(None), Worker.memory_bytes.is_not(None))
+            .group_by(Worker.device, Worker.memory_bytes)
+            .order_by(Worker.device, Worker.memory_bytes)
+        )
+        return [(str(device), int(memory or 0), count) for device, memory, count in self._session.execute(query)]
 
     def forget_silent(self, after_s: float) -> None:
         """Remove workers that have been silent for longer."""

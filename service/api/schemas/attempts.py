@@ -1,0 +1,50 @@
+"""Attempts as clients see them."""
+
+from datetime import datetime
+from typing import Literal
+
+from service.api.schemas.lists import Read
+from service.shared.db.models import Attempt
+from service.shared.states import JobState
+
+
+class AttemptWorker(Read):
+    id: str
+    device: str | None
+
+
+class AttemptRead(Read):
+    """One time that a worker had the job."""
+
+    object: Literal["job.attempt"] = "job.attempt"
+    job_id: str
+    attempt: int
+    """Counts from 1."""
+    worker: AttemptWorker
+    started_at: datetime
+    ended_at: datetime | None
+    """When it was given back; for a lost worker, its last sign of life."""
+    outcome: JobState | None
+    """State the job went to; null while the attempt goes on."""
+    reason: str | None
+    gpu_seconds: float | None
+    """Seconds between the two; null while the attempt goes on."""
+
+
+class AttemptList(Read):
+    object: Literal["list"] = "list"
+    data: list[AttemptRead]
+
+
+def attempt_read(attempt: Attempt) -> AttemptRead:
+    seconds = None if attempt.ended_at is None else max(0.0, (attempt.ended_at - attempt.started_at).total_seconds())
+    return AttemptRead(
+        job_id=attempt.job_id,
+        attempt=attempt.attempt,
+        worker=AttemptWorker(id=attempt.worker_id, device=attempt.worker_device),
+        started_at=attempt.started_at,
+        ended_at=attempt.ended_at,
+        outcome=attempt.outcome,
+        reason=attempt.reason,
+        gpu_seconds=seconds,
+    )

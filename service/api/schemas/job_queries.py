@@ -1,0 +1,69 @@
+"""What lists of jobs can be asked for."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
+
+from service.api.schemas.lists import PageQuery
+from service.shared.db.repositories.job_filters import JobFilter
+from service.shared.states import JobState
+
+METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+MAX_METADATA = 16
+METADATA_PARAMETER = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "Only jobs whose metadata has these values, as in `metadata[ticket]=A-1`.",
+    "schema": {"type": "object", "maxProperties": MAX_METADATA, "additionalProperties": {"type": "string"}},
+}
+
+
+def _split(values: Any) -> Any:
+    return [part for value in values for part in value.split(",")] if isinstance(values, list) else values
+
+
+class JobQuery(PageQuery):
+    status: Annotated[list[JobState], BeforeValidator(_split)] = Field(
+        [], max_length=20, examples=[["queued", "running"]]
+    )
+    """Only jobs in these states; repeat it, or separate them by commas."""
+    project: str | None = Field(None, max_length=64)
+    """Only jobs of this project."""
+    dataset_id: str | None = Field(None, max_length=48)
+    """Only jobs that train on this dataset."""
+    base_model: Literal["sam3", "sam3-tiny"] | None = None
+    """Only jobs that adapt this model."""
+    tag: str | None = Field(None, max_length=64)
+    """Only jobs with this tag."""
+    created_after: AwareDatetime | None = Field(None, examples=["2026-11-01T00:00:00Z"])
+    """Only jobs created after this time."""
+    created_before: AwareDatetime | None = Field(None, examples=["2026-12-01T00:00:00Z"])
+    """Only jobs created before this time."""
+    metadata: dict[str, Annotated[str, StringConstraints(max_length=512)]] = Query(
+        {}, max_length=MAX_METADATA, include_in_schema=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_metadata(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Parameters named `metadata[KEY]` become one field, which no parameter of its own name can set."""
+        rest = {name: value for name, value in values.items() if not METADATA.fullmatch(name)}
+        found = {match[1]: value for name, value in values.items() if (match := METADATA.fullmatch(name))}
+        return rest | ({"metadata": found} if found else {})
+
+    def matching(self) -> JobFilter:
+        """The same for the repository."""
+        return JobFilter(
+            states=self.status,
+            project=self.project,
+            dataset_id=self.dataset_id,
+            base_model=self.base_model,
+            tag=self.tag,
+            metadata=self.metadata,
+            created_after=self.created_after,
+            created_before=self.created_before,
+        )

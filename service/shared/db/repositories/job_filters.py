@@ -1,0 +1,57 @@
+"""What lists of jobs can be narrowed down to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from service.shared.db.models import Job, JobLabel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement
+
+    from service.shared.states import JobState
+
+TAG = ""
+"""Key of tags among the labels; keys of metadata have at least one character."""
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Jobs that match every condition given."""
+
+    states: Sequence[JobState] = ()
+    project: str | None = None
+    dataset_id: str | None = None
+    base_model: str | None = None
+    tag: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+    def conditions(self) -> Iterator[ColumnElement[bool]]:
+        """The same in SQL."""
+        if self.states:
+            yield Job.state.in_(self.states)
+        for column, value in (
+            (Job.project, self.project),
+            (Job.dataset_id, self.dataset_id),
+            (Job.base_model, self.base_model),
+        ):
+            if value is not None:
+                yield column == value
+        labels = [*self.metadata.items(), *([] if self.tag is None else [(TAG, self.tag)])]
+        for key, text in labels:
+            yield Job.id.in_(select(JobLabel.job_id).where(JobLabel.key == key, JobLabel.value == text))
+        if self.created_after is not None:
+            yield Job.created_at > self.created_after
+        if self.created_before is not None:
+            yield Job.created_at < self.created_before
+
+
+ANY_JOB = JobFilter()

@@ -1,0 +1,110 @@
+"""New jobs from old ones: a retry goes on where an ended job stopped, a clone begins anew with changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sam3_lora.config import JobConfig
+from service.shared.db.models import Checkpoint, Job
+from service.shared.db.repositories.events import NewEvent
+from service.shared.errors import NotFoundError
+from service.shared.ids import new_id
+from service.shared.states import JobAction
+from service.usecases.actions import check_allowed
+from service.usecases.jobs import enqueue, usable_datasets
+
+if TYPE_CHECKING:
+    from service.shared.unit_of_work import UnitOfWork
+
+BEST = "best"
+INHERITED = (
+    "name",
+    "project",
+    "base_model",
+    "dataset_id",
+    "validation_dataset_id",
+    "init_checkpoint_id",
+    "config",
+    "seed",
+    "priority",
+    "max_runtime_s",
+    "max_attempts",
+    "tags",
+    "labels",
+)
+
+
+def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
+    """A new job like one that failed or was cancelled, going on from its last good checkpoint unless `from_scratch`.
+
+    Where it left none, from that of the job that it was itself to go on from.
+
+    Raises:
+        NotFoundError: if there is no such job.
+        StateConflictError: if it has not failed or been cancelled.
+        InvalidRequestError, DatasetInvalidError: if its dataset can no longer be used.
+    """
+    ended = unit.jobs.get(job_id, lock=True)
+    check_allowed(ended, JobAction.RETRY)
+    datasets = usable_datasets(unit, ended.dataset_id, ended.validation_dataset_id)
+    checkpoint = None if from_scratch else _last_checkpoint(unit, ended)
+    job = Job(
+        id=new_id("job"),
+        retry_of=ended.id,
+        resumes_from=None if checkpoint is None else checkpoint.job_id,
+        resolved={name: value for name, value in ended.resolved.items() if name != "run"},
+        **{name: getattr(ended, name) for name in INHERITED},
+    )
+    if checkpoint is None:
+        where, data = "training begins anew", {}
+    else:
+        where = f"training goes on from checkpoint {checkpoint.id} after step {checkpoint.step}"
+        data = {"checkpoint_id": checkpoint.id, "epoch": checkpoint.epoch, "step": checkpoint.step}
+    event = NewEvent("message", f"Retry of {ended.id}: {where}", {"retry_of": ended.id, **data})
+    return enqueue(unit, job, datasets, event)
+
+
+def as_submitted(job: Job) -> dict[str, Any]:
+    """The request that would create the same job."""
+    seed_of_config = JobConfig.model_validate(job.config).training.seed
+    return {
+        "name": job.name,
+        "project": job.project,
+        "base_model": job.base_model,
+        "dataset_id": job.dataset_id,
+        "validation_dataset_id": job.validation_dataset_id,
+        "init_from": job.init_checkpoint_id,
+        "config": job.config,
+        "seed": None if job.seed == seed_of_config else job.seed,
+        "priority": job.priority,
+        "limits": {"max_runtime_s": job.max_runtime_s, "max_attempts": job.max_attempts},
+        "tags": job.tags,
+        "metadata": job.labels,
+    }
+
+
+def merged(value: Any, patch: Any) -> Any:
+    """`value` with the patch applied: objects are merged, null removes a member (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    target = dict(value) if isinstance(value, dict) else {}
+    for key, inner in patch.items():
+        if inner is None:
+            target.pop(key, None)
+        else:
+            target[key] = merged(target.get(key), inner)
+    return target
+
+
+def _last_checkpoint(unit: UnitOfWork, job: Job) -> Checkpoint | None:
+    """The newest checkpoint that training can go on from."""
+    for checkpoint in unit.checkpoints.list(job.id):
+        if checkpoint.kind != BEST:
+            return checkpoint
+    if job.resumes_from is None:
+        return None
+    try:
+        earlier = unit.jobs.get(job.resumes_from, lock=True)
+    except NotFoundError:
+        return None
+    return _last_checkpoint(unit, earlier)
