@@ -11,11 +11,12 @@ from service.api import errors
 from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.middleware import RequestContext
-from service.api.routes import checkpoints, datasets, jobs, operations
+from service.api.routes import checkpoints, datasets, events, jobs, logs, metrics, operations
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
+from service.usecases.following import Broadcaster
 from service.version import VERSION
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     clock = clock or SystemClock()
     queue = queue or CeleryQueue(settings, clock)
     database = Database(settings, clock, queue)
+    broadcaster = Broadcaster(database, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        broadcaster.close()
         database.close()
 
     app = FastAPI(
@@ -58,11 +61,11 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.services = Services(settings, database, Storage(settings), queue, clock)
+    app.state.services = Services(settings, database, Storage(settings), queue, clock, broadcaster)
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()
-    for module in (datasets, jobs, checkpoints, operations):
+    for module in (datasets, jobs, events, metrics, logs, checkpoints, operations):
         router.include_router(module.router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(router)

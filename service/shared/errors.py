@@ -125,6 +125,12 @@ class DatabaseUnavailableError(ServiceError):
     title = "Database unavailable"
 
 
+class TooManyStreamsError(ServiceError):
+    status = 503
+    code = "too_many_streams"
+    title = "Too many streams"
+
+
 class LeaseLostError(ServiceError):
     """This worker no longer holds the job or dataset: kill the work, write nothing more."""
 
