@@ -7,7 +7,8 @@ from typing import Annotated
 
 import structlog
 from fastapi import Header, Query, Request, Response
-from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
@@ -36,12 +37,18 @@ LastEventId = Annotated[
 ]
 
 
+# JSON need not escape them, but clients that split lines as Python does would break there.
+LINE_ENDS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})
+
+
 class Done(BaseModel):
     status: str
 
 
-class EventStream(EventSourceResponse):
+class EventStream(StreamingResponse):
     """A stream that leaves nothing behind when its client goes, and drops one that does not read."""
+
+    media_type = "text/event-stream"
 
     def __init__(self, frames: AsyncGenerator[bytes], stall_timeout_s: float) -> None:
         super().__init__(frames, headers=HEADERS)
@@ -58,6 +65,12 @@ class EventStream(EventSourceResponse):
                 await super().__call__(scope, receive, send_in_time)
         except TimeoutError:
             log.info("stalled_stream_dropped", path=scope["path"])
+
+
+def frame(event: str, data: BaseModel, event_id: int | None = None) -> bytes:
+    """One event with a JSON object."""
+    text = data.model_dump_json().translate(LINE_ENDS)
+    return format_sse_event(id=None if event_id is None else str(event_id), event=event, data_str=text)
 
 
 def stream(request: Request, found: Services, feed: Feed, job: Job, after: int, last_event_id: int | None) -> Response:
@@ -86,6 +99,6 @@ async def _frames(followed: AsyncGenerator[bytes | Ended | None]) -> AsyncGenera
                     yield format_sse_event(comment="heartbeat")
                 case Ended(status):
                     # Without an id: the client keeps the one of the last event, and gets 204 should it come back.
-                    yield format_sse_event(event="done", data_str=Done(status=status).model_dump_json())
+                    yield frame("done", Done(status=status))
                 case frames:
                     yield frames

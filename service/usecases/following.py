@@ -152,7 +152,7 @@ class Broadcaster:
         process shuts down or the database is away: whoever followed comes back with its last position.
         """
         with self._joined(feed, job_id) as topic:
-            while not self._closed:
+            while self._poller is not None and not self._closed:
                 changed, over = topic.changed, ended or topic.ended  # before reading: what comes later wakes again
                 pieces = topic.after(position)
                 if pieces is None:
@@ -173,6 +173,9 @@ class Broadcaster:
     def close(self) -> None:
         """End every stream now, and each later one at once."""
         self._closed = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for topic in self._topics.values():
             topic.wake()
 
@@ -193,7 +196,7 @@ class Broadcaster:
                 del self._topics[key]
 
     async def _poll(self) -> None:
-        """Look for news until nobody follows."""
+        """Look for news until nobody follows; should it fail, no stream waits for it."""
         try:
             while self._topics and not self._closed:
                 topics = list(self._topics.values())
@@ -208,6 +211,7 @@ class Broadcaster:
                 await asyncio.sleep(0 if is_behind else self._poll_interval_s)
         finally:
             self._poller = None
+            self._wake_all()
 
     def _look(self, topics: Sequence[Topic]) -> list[News]:
         with self._database.read() as unit:

@@ -30,6 +30,8 @@ from tests.servers import fresh_database, postgres_server_url, redis_url  # noqa
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fastapi import FastAPI
+
     from service.shared.storage import Storage
 
 
@@ -178,6 +180,7 @@ class Api:
     storage: Storage
     queue: FakeQueue
     clock: FakeClock
+    app: FastAPI
 
 
 @contextlib.contextmanager
@@ -194,7 +197,7 @@ def served(settings: Settings) -> Iterator[Api]:
     found = app.state.services
     try:
         with httpx.Client(base_url=f"http://{address[0]}:{address[1]}", timeout=30) as client:
-            yield Api(client, address, settings, found.database, found.storage, queue, clock)
+            yield Api(client, address, settings, found.database, found.storage, queue, clock, app)
     finally:
         server.should_exit = True
         thread.join()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.sse import EventSourceResponse, format_sse_event
 
 from service.api import sse
 from service.api.deps import AppServices, JobId, ReadUnit
@@ -40,7 +39,7 @@ def list_events(unit: ReadUnit, job_id: JobId, query: Annotated[EventQuery, Quer
 @router.head("/stream", include_in_schema=False)
 @router.get(
     "/stream",
-    response_class=EventSourceResponse,
+    response_class=sse.EventStream,
     responses={**sse.RESPONSES, **problem_responses(404, 422, 503)},
 )
 def stream_events(
@@ -64,8 +63,7 @@ def _read(unit: UnitOfWork, job_id: str, after: int) -> Sequence[Piece]:
     pieces: list[Piece] = []
     size = 0
     for event in unit.events.list(job_id, after=after, limit=EVENTS_READ):
-        data = event_read(event).model_dump_json()
-        pieces.append(Piece(event.seq, format_sse_event(id=str(event.seq), event=event.type, data_str=data)))
+        pieces.append(Piece(event.seq, sse.frame(event.type, event_read(event), event.seq)))
         size += len(pieces[-1].content)
         if size >= PIECES_BYTES:
             break

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from fastapi.sse import EventSourceResponse, format_sse_event
 
 from service.api import sse
 from service.api.conditional import UnsatisfiableRangeError, names, requested_range
@@ -33,10 +32,8 @@ TEXT, JSON = "text/plain", "application/json"
     responses={
         200: {
             "description": "The log",
-            "content": {
-                TEXT: {"schema": {"type": "string"}},
-                JSON: {"schema": {"$ref": "#/components/schemas/LogRead"}},
-            },
+            "model": LogRead,
+            "content": {TEXT: {"schema": {"type": "string"}}},
         },
         206: {"description": "The requested range"},
         304: {"description": "Not modified"},
@@ -91,7 +88,7 @@ def get_logs(
 @router.head("/stream", include_in_schema=False)
 @router.get(
     "/stream",
-    response_class=EventSourceResponse,
+    response_class=sse.EventStream,
     responses={**sse.RESPONSES, **problem_responses(404, 422, 503)},
 )
 def stream_logs(
@@ -152,8 +149,8 @@ def _read(unit: UnitOfWork, job_id: str, after: int) -> Sequence[Piece]:
     pieces = []
     for offset, data in unit.logs.chunks(job_id, after, max_bytes=PIECES_BYTES):
         end = offset + len(data)
-        piece = LogPiece(offset=offset, text=data.decode(errors="replace")).model_dump_json()
-        pieces.append(Piece(end, format_sse_event(id=str(end), event="log", data_str=piece)))
+        piece = LogPiece(offset=offset, text=data.decode(errors="replace"))
+        pieces.append(Piece(end, sse.frame("log", piece, end)))
     return pieces
 
 

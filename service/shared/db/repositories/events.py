@@ -99,5 +99,4 @@ class EventRepository:
     def heads(self, job_ids: Collection[str]) -> dict[str, Head]:
         """Heads of those of the jobs that exist, in one look: all that a head counts can be read afterwards."""
         query = select(Job.id, Job.state, Job.last_event_seq, Job.log_bytes).where(Job.id.in_(job_ids))
-        rows = self._session.execute(query).tuples()
-        return {job_id: Head(state, last_event_seq, log_bytes) for job_id, state, last_event_seq, log_bytes in rows}
+        return {row.id: Head(row.state, row.last_event_seq, row.log_bytes) for row in self._session.execute(query)}
