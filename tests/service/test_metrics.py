@@ -12,7 +12,7 @@ from sqlalchemy import insert, text
 
 from service.shared.db.models import MetricPoint
 from service.shared.db.repositories import metrics as repository
-from service.shared.db.repositories.metrics import Series
+from service.shared.db.repositories.metrics import Series, StepValues
 from service.shared.unit_of_work import Database
 from tests.service.conftest import Api, add_job, assert_problem
 from tests.service.test_logs import claimed
@@ -47,6 +47,30 @@ def test_a_repeated_step_is_replaced(database: Database) -> None:
         assert unit.metrics.series(lease[0], names=["b", "c"], after_step=1) == [Series("b", 1, 0, 2, 2)]
         assert unit.metrics.series(lease[0], before_step=2, names=["a"]) == [Series("a", 1, 0, 1, 1)]
     assert thinned(database, insert_points(database, {5: 1.0}), 5) == {5: 1.0}
+
+
+def test_many_steps_are_stored_at_once_and_the_last_word_counts(database: Database) -> None:
+    lease = claimed(database)
+    name = "n" * 250  # kept as its first 200 characters
+    steps = [
+        StepValues(1, 0.1, {"a": 1.0, name: 1.0, "\ud800": 0.1 + 0.2}),
+        StepValues(2**63 - 1, None, {"a": 5e-324, "b": float("inf")}),
+        StepValues(1, 0.2, {"a": 2.0, name + "x": 2.0}),
+    ]
+    for _ in range(2):
+        with database.write() as unit:
+            unit.metrics.add_all(*lease, steps)
+            unit.metrics.add_all(*lease, [])
+    with database.read() as unit:
+        found = {s.name: [*unit.metrics.points(lease[0], s, 10)] for s in unit.metrics.series(lease[0])}
+    values = {name: [(point.step, point.epoch, point.value) for point in points] for name, points in found.items()}
+    assert values == {
+        "a": [(1, 0.2, 2.0), (2**63 - 1, None, 5e-324)],
+        "b": [(2**63 - 1, None, None)],
+        "n" * 200: [(1, 0.2, 2.0)],
+        "\ufffd": [(1, 0.1, 0.1 + 0.2)],
+    }
+    assert {point.created_at for points in found.values() for point in points} == {database._clock.now()}
 
 
 @pytest.mark.parametrize("slice_points", [7, 100_000])

@@ -5,23 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import case, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import case, func, select, text
 
 from sam3_lora.events import finite
 from service.shared.db.models import MetricPoint
+from service.shared.db.models.base import UtcDateTime
+from service.shared.db.models.jobs import Name
 from service.shared.db.repositories.fencing import write_fenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
 
+UPSERT = """
+    INSERT INTO metric_points (job_id, name, step, epoch, value, created_at) {}
+    ON CONFLICT (job_id, name, step) DO UPDATE
+    SET epoch = excluded.epoch, value = excluded.value, created_at = excluded.created_at
+"""
+UPSERT_ROWS = UPSERT.format("VALUES (?, ?, ?, ?, ?, ?)")
+UPSERT_ARRAYS = text(
+    UPSERT.format("""
+        SELECT :job_id, unnest(CAST(:names AS text[])), unnest(CAST(:steps AS bigint[])),
+            unnest(CAST(:epochs AS double precision[])), unnest(CAST(:values AS double precision[])), :now
+    """)
+)
 SLICE_POINTS = 100_000
 LEAST_POINTS = 5  # the first, the last, and of one bucket the lowest, the highest and one that is not finite
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """Values by metric name at one step, and how many epochs of training that was after."""
+
+    step: int
+    epoch: float | None
+    values: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -48,27 +71,41 @@ class MetricRepository:
         Raises:
             LeaseLostError: if `epoch` no longer holds the job.
         """
+        self.add_all(job_id, epoch, [StepValues(step, training_epoch, values)])
+
+    def add_all(self, job_id: str, epoch: int, steps: Sequence[StepValues]) -> None:
+        """As `add`, of many steps at once; of a step that is named twice the later values stay.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the job.
+        """
         now = self._clock.now()
         write_fenced(self._session, job_id, epoch, updated_at=now)
-        rows: list[dict[str, Any]] = [
-            {
-                "job_id": job_id,
-                "name": name,
-                "step": step,
-                "epoch": training_epoch,
-                "value": finite(value),
-                "created_at": now,
-            }
-            for name, value in values.items()
-        ]
-        if not rows:
-            return
-        dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
-        statement = dialect.insert(MetricPoint)
-        replaced = {name: statement.excluded[name] for name in ("epoch", "value", "created_at")}
-        self._session.execute(
-            statement.on_conflict_do_update(index_elements=["job_id", "name", "step"], set_=replaced), rows
-        )
+        rows: dict[tuple[str, int], tuple[float | None, float | None]] = {}
+        stored: dict[str, str] = {}
+        for each in steps:
+            for name, value in each.values.items():
+                if name not in stored:
+                    stored[name] = Name.stored(name)
+                rows[stored[name], each.step] = (finite(each.epoch), finite(value))
+        if rows:
+            self._upsert(job_id, rows, now)
+
+    def _upsert(
+        self, job_id: str, rows: Mapping[tuple[str, int], tuple[float | None, float | None]], now: datetime
+    ) -> None:
+        """One statement for PostgreSQL, one prepared statement for SQLite: there is nothing a worker writes more of."""
+        connection = self._session.connection()
+        if connection.dialect.name == "postgresql":
+            names, steps = zip(*rows, strict=True)
+            epochs, values = zip(*rows.values(), strict=True)
+            columns = {"names": list(names), "steps": list(steps), "epochs": list(epochs), "values": list(values)}
+            connection.execute(UPSERT_ARRAYS, {"job_id": job_id, "now": now, **columns})
+        else:
+            to_text = UtcDateTime().bind_processor(connection.dialect)
+            assert to_text is not None  # SQLite keeps times as text
+            at = to_text(now)
+            connection.exec_driver_sql(UPSERT_ROWS, [(job_id, *key, *row, at) for key, row in rows.items()])
 
     def series(
         self, job_id: str, *, names: Sequence[str] = (), after_step: int = -1, before_step: int | None = None
