@@ -24,15 +24,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks import record
+from benchmarks.live_job import open_database, running_job
 from sam3_lora.events import Event, EventType
-from service.shared.clock import SystemClock
-from service.shared.db.migrate import upgrade
-from service.shared.db.models import Dataset, Job
-from service.shared.ids import new_id
-from service.shared.queue import CeleryQueue
 from service.shared.settings import Settings
-from service.shared.states import JobState
-from service.shared.unit_of_work import Database
 from tests.servers import fresh_database, postgres_server
 from worker.observer import Observer
 
@@ -69,10 +63,8 @@ def main(arguments: list[str]) -> int:
 
 def observe(settings: Settings, steps: int) -> float:
     """Points a second that a new job's worker stores."""
-    upgrade(settings)
-    clock = SystemClock()
-    database = Database(settings, clock, CeleryQueue(settings, clock))
-    job = _running_job(database)
+    database = open_database(settings)
+    job = running_job(database)
     log = settings.data_dir / "log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
@@ -89,33 +81,6 @@ def observe(settings: Settings, steps: int) -> float:
     if stored != steps * NAMES:
         raise RuntimeError(f"{stored} points of {steps * NAMES} were stored")
     return round(stored / took_s)
-
-
-def _running_job(database: Database) -> Job:
-    with database.write() as unit:
-        dataset = Dataset(id=new_id("ds"), name="none", filename="none", sha256="0" * 64, size_bytes=1, storage_key="x")
-        unit.datasets.add(dataset)
-        job = Job(
-            id=new_id("job"),
-            name="ingest",
-            state=JobState.QUEUED,
-            base_model="sam3-tiny",
-            dataset_id=dataset.id,
-            config={},
-            resolved={},
-            seed=0,
-            priority=100,
-            max_runtime_s=3600,
-            max_attempts=1,
-            tags=[],
-            labels={},
-        )
-        unit.jobs.add(job)
-    with database.write() as unit:
-        claimed = unit.jobs.claim("benchmark")
-    if claimed is None or claimed.id != job.id:
-        raise RuntimeError("the job was not claimed")
-    return claimed
 
 
 @contextlib.contextmanager
@@ -192,7 +157,3 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--without-peer", action="store_true", help="leave MLflow out, to see that it runs")
     parser.add_argument("--output", type=Path, help="JSON file, instead of results/ingest.json")
     return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
