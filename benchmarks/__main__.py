@@ -7,7 +7,17 @@ import importlib
 import sys
 from pathlib import Path
 
-HELPERS = ("__init__", "__main__", "apart", "full_size", "record")
+HELPERS = (
+    "__init__",
+    "__main__",
+    "apart",
+    "bare_handler",
+    "full_size",
+    "http_load",
+    "live_job",
+    "mlflow_server",
+    "record",
+)
 
 
 def benchmarks() -> dict[str, str]:

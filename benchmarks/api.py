@@ -118,7 +118,12 @@ def served(settings: Settings, module: list[str]) -> Iterator[tuple[str, int]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    values = {"DATA_DIR": settings.data_dir, "DATABASE_URL": settings.database_url, "PORT": port, "LOG_LEVEL": "WARNING"}
+    values = {
+        "DATA_DIR": settings.data_dir,
+        "DATABASE_URL": settings.database_url,
+        "PORT": port,
+        "LOG_LEVEL": "WARNING",
+    }
     environment = os.environ | {f"SAM3_{name}": str(value) for name, value in values.items()}
     process = subprocess.Popen([sys.executable, *module], env=environment)
     try:

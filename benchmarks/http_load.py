@@ -1,4 +1,4 @@
-"""Requests over kept-alive connections, as fast as they are answered. Plain sockets: the client must not be the limit."""
+"""Requests over kept-alive connections, as fast as they are answered: plain sockets, so that the client is no limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ class Load:
 
 
 def request(
-    method: str, path: str, address: tuple[str, int], *, body: bytes | None = None, headers: dict[str, str] | None = None
+    method: str,
+    path: str,
+    address: tuple[str, int],
+    *,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
 ) -> bytes:
     """The bytes of an HTTP/1.1 request."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {address[0]}:{address[1]}"]

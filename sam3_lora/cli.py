@@ -275,19 +275,14 @@ def inspect(
             found = inspect_run(run_config, batch, device_type=None if device is None else device.value, free=free)
     injection, memory = found.injection, found.memory
     if as_json:
-<<<<<<< HEAD
         values = {
             **injection.to_dict(),
             "peak_memory_bytes": memory.to_dict(),
+            "needed_bytes": {kind.value: memory.needed_on(kind.value) for kind in DeviceKind},
             "batch": {**asdict(batch), "assumed": assumed},
             "device": found.device_type,
             "recomputed": found.recomputed,
         }
-=======
-        shape = {**asdict(batch), "assumed": assumed}
-        needed = {device: memory.needed_on(device) for device in ("cuda", "cpu")}
-        values = {**injection.to_dict(), "peak_memory_bytes": memory.to_dict(), "needed_bytes": needed, "batch": shape}
->>>>>>> jobs
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
         return
     table = Table("component", "modules", "rank", "trainable parameters", title=f"LoRA on {run_config.model.base}")

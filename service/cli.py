@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import typer
 import uvicorn
 
 from service import reconciler as reconciler_process
 from service.embedded import serve
 from service.main import create_app
+from service.server import Server
 from service.shared import log as logs
 from service.shared.db import migrate as migrations
 from service.shared.errors import SettingsError
@@ -27,7 +30,7 @@ def api() -> None:
     """Serve the HTTP API."""
     settings = _settings()
     logs.configure(settings.log_level)
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
@@ -36,6 +39,8 @@ def api() -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
+        Server(config).run()
 
 
 @app.command()

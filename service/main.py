@@ -12,11 +12,24 @@ from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.job_views import JobWatch
 from service.api.middleware import RequestContext
-from service.api.routes import actions, attempts, checkpoints, datasets, estimates, jobs, operations, recipes
+from service.api.routes import (
+    actions,
+    attempts,
+    checkpoints,
+    datasets,
+    estimates,
+    events,
+    jobs,
+    logs,
+    metrics,
+    operations,
+    recipes,
+)
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
+from service.usecases.following import Broadcaster
 from service.version import VERSION
 
 if TYPE_CHECKING:
@@ -38,16 +51,20 @@ TAGS = [
     {"name": "operations", "description": "Probes and version."},
 ]
 
+ROUTES = (datasets, recipes, jobs, actions, attempts, events, metrics, logs, estimates, checkpoints, operations)
+
 
 def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue | None = None) -> FastAPI:
     """The application. The database must have been migrated (`service.shared.db.migrate.upgrade`)."""
     clock = clock or SystemClock()
     queue = queue or CeleryQueue(settings, clock)
     database = Database(settings, clock, queue)
+    broadcaster = Broadcaster(database, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        broadcaster.close()
         database.close()
 
     app = FastAPI(
@@ -60,11 +77,12 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.services = Services(settings, database, Storage(settings), queue, clock, JobWatch(database, settings))
+    watch = JobWatch(database, settings)
+    app.state.services = Services(settings, database, Storage(settings), queue, clock, watch, broadcaster)
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()
-    for module in (datasets, recipes, jobs, actions, attempts, estimates, checkpoints, operations):
+    for module in ROUTES:
         router.include_router(module.router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(router)

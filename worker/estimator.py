@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-INSPECT = (sys.executable, "-m", "sam3_lora.cli", "inspect", "--json")
+# For a GPU, of which this machine may have none.
+INSPECT = (sys.executable, "-m", "sam3_lora.cli", "inspect", "--json", "--device", "cuda")
 EXIT_USAGE = 2  # sam3_lora.cli: the configuration is at fault
 TICK_S = 0.1
 MAX_MESSAGE = 1000

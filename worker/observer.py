@@ -9,6 +9,7 @@ import structlog
 
 from sam3_lora.events import Event, EventType
 from service.shared.db.repositories.events import NewEvent
+from service.shared.db.repositories.metrics import StepValues
 from worker.lease import DATABASE_AWAY
 
 if TYPE_CHECKING:
@@ -104,24 +105,10 @@ class Observer:
             self._epoch,
             [NewEvent(event.type, event.message, event.data, event.level) for event in listed],
         )
-        for event in self._pending:
-            if event.type is EventType.METRICS:
-                self._write_metrics(unit, event)
+        if metrics := [event for event in self._pending if event.type is EventType.METRICS]:
+            unit.metrics.add_all(self._job_id, self._epoch, [step for event in metrics for step in _step_values(event)])
         if state := _state_after(self._pending):
             unit.attempts.report(self._job_id, self._epoch, **state)
-
-    def _write_metrics(self, unit: UnitOfWork, event: Event) -> None:
-        step, values = event.data.get("step"), event.data.get("values")
-        if not isinstance(step, int) or not 0 <= step <= MAX_STEP or not isinstance(values, dict):
-            log.warning("metrics_malformed", data=str(event.data)[:200])
-            return
-        unit.metrics.add(
-            self._job_id,
-            self._epoch,
-            step=int(step),
-            values={str(name): _float(value) for name, value in values.items() if value is None or _is_number(value)},
-            training_epoch=_float(event.data.get("epoch")),
-        )
 
     def _new_log(self, *, whole_lines: bool = True) -> tuple[str, int]:
         """What the trainer has logged since, and the offset behind it."""
@@ -150,6 +137,16 @@ def _state_after(events: list[Event]) -> dict[str, Any]:
                     "percent": event.data.get("trainable_percent"),
                 }
     return state
+
+
+def _step_values(event: Event) -> list[StepValues]:
+    """What the event says of its step; nothing if that makes no sense."""
+    step, values = event.data.get("step"), event.data.get("values")
+    if not isinstance(step, int) or not 0 <= step <= MAX_STEP or not isinstance(values, dict):
+        log.warning("metrics_malformed", data=str(event.data)[:200])
+        return []
+    kept = {str(name): _float(value) for name, value in values.items() if value is None or _is_number(value)}
+    return [StepValues(int(step), _float(event.data.get("epoch")), kept)]
 
 
 def _is_number(value: object) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Path, Request
 
 from service.api.job_views import JobWatch
 from service.shared.clock import Clock
@@ -12,6 +12,7 @@ from service.shared.queue import Queue
 from service.shared.settings import Settings
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database, UnitOfWork
+from service.usecases.following import Broadcaster
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Services:
     queue: Queue
     clock: Clock
     watch: JobWatch
+    broadcaster: Broadcaster
 
 
 def services(request: Request) -> Services:
@@ -45,6 +47,7 @@ AppServices = Annotated[Services, Depends(services)]
 # With scope "function" the commit happens before the answer is sent: a commit that fails is never a 2xx.
 WriteUnit = Annotated[UnitOfWork, Depends(write_unit, scope="function")]
 ReadUnit = Annotated[UnitOfWork, Depends(read_unit, scope="function")]
+JobId = Annotated[str, Path(max_length=64, description="Id of the job.")]
 IdempotencyKey = Annotated[
     str | None,
     Header(

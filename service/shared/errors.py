@@ -148,6 +148,12 @@ class EstimateFailedError(ServiceError):
     title = "Estimate failed"
 
 
+class TooManyStreamsError(ServiceError):
+    status = 503
+    code = "too_many_streams"
+    title = "Too many streams"
+
+
 class LeaseLostError(ServiceError):
     """This worker no longer holds the job or dataset: kill the work, write nothing more."""
 

@@ -82,6 +82,14 @@ class Settings(BaseSettings):
     """Longest time that `POST /jobs/estimate` waits for a worker before it answers 202, in seconds."""
     estimate_retention_s: float = Field(7 * 86400, gt=0)
     """Seconds after which what was worked out for an estimate is forgotten."""
+    stream_poll_interval_s: float = Field(0.3, gt=0)
+    """Seconds between the API's looks into the database for news of the jobs that clients follow."""
+    stream_heartbeat_s: float = Field(15, gt=0)
+    """Seconds without news after which a stream carries a comment, which keeps proxies from closing it."""
+    stream_stall_timeout_s: float = Field(60, gt=0)
+    """Seconds a client of a stream may read nothing before it is dropped."""
+    max_streams: int = Field(1000, ge=1)
+    """Streams that one API process keeps open at the same time; more are refused with 503."""
     idempotency_retention_s: float = Field(86400, gt=0)
     """Seconds an Idempotency-Key is remembered."""
     staging_retention_s: float = Field(86400, gt=0)

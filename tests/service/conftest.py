@@ -16,6 +16,7 @@ import uvicorn
 from sqlalchemy import update
 
 from service.main import create_app
+from service.server import Server
 from service.shared import log as logs
 from service.shared.db.migrate import open_engine, upgrade
 from service.shared.db.models import Base, Dataset, Job
@@ -28,6 +29,8 @@ from tests.servers import fresh_database, postgres_server_url, redis_url  # noqa
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fastapi import FastAPI
 
     from service.api.job_views import JobWatch
     from service.shared.storage import Storage
@@ -179,6 +182,7 @@ class Api:
     queue: FakeQueue
     clock: FakeClock
     watch: JobWatch
+    app: FastAPI
 
 
 @contextlib.contextmanager
@@ -186,7 +190,7 @@ def served(settings: Settings) -> Iterator[Api]:
     """The application behind a real HTTP server on a free port of this machine."""
     clock, queue = FakeClock(), FakeQueue()
     app = create_app(settings, clock=clock, queue=queue)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_keep_alive=1))
+    server = Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_keep_alive=1))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -195,7 +199,7 @@ def served(settings: Settings) -> Iterator[Api]:
     found = app.state.services
     try:
         with httpx.Client(base_url=f"http://{address[0]}:{address[1]}", timeout=30) as client:
-            yield Api(client, address, settings, found.database, found.storage, queue, clock, found.watch)
+            yield Api(client, address, settings, found.database, found.storage, queue, clock, found.watch, app)
     finally:
         server.should_exit = True
         thread.join()

@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from service.shared.db.repositories.events import NewEvent
 from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
@@ -308,38 +307,9 @@ def test_wrong_queries_are_refused(api: Api, query: str) -> None:
     assert_problem(api.client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
 
 
-def test_what_a_job_leaves_behind_can_be_read(api: Api) -> None:
-    job = create(api)
-    url = f"/v1/jobs/{job['id']}"
-    with api.database.write() as unit:
-        claimed = unit.jobs.claim("w-1")
-        assert claimed is not None
-        lease = (claimed.id, claimed.epoch)
-        unit.events.append(*lease, [NewEvent("message", f"m{n}") for n in range(5)])
-        unit.metrics.add(*lease, step=1, values={"train/loss": 2.5, "train/lr": float("inf")}, training_epoch=0.5)
-        unit.logs.append(*lease, "one\ntwo\nthree\n")
-    events = api.client.get(f"{url}/events?after=2&limit=2").json()
-    assert [(event["seq"], event["message"]) for event in events["data"]] == [(3, "m0"), (4, "m1")]
-    assert (events["last_seq"], events["has_more"]) == (4, True)
-    metrics = api.client.get(f"{url}/metrics").json()
-    assert (metrics["keys"], metrics["last_step"]) == (["train/loss", "train/lr"], 1)
-    assert metrics["series"]["train/loss"][0] | {"created_at": ""} == {
-        "step": 1,
-        "epoch": 0.5,
-        "value": 2.5,
-        "finite": True,
-        "created_at": "",
-    }
-    lr = metrics["series"]["train/lr"][0]
-    assert (lr["value"], lr["finite"]) == (None, False)
-    assert api.client.get(f"{url}/metrics?keys=train/loss").json()["keys"] == ["train/loss"]
-    logs = api.client.get(f"{url}/logs")
-    assert (logs.text, logs.headers["content-type"]) == ("one\ntwo\nthree\n", "text/plain; charset=utf-8")
-    assert api.client.get(f"{url}/logs?tail=1").text == "three\n"
-    assert api.client.get(f"{url}/checkpoints").json() == {"object": "list", "data": []}
-
-
-@pytest.mark.parametrize("child", ["", "/events", "/metrics", "/logs", "/checkpoints"])
+@pytest.mark.parametrize(
+    "child", ["", "/events", "/events/stream", "/metrics", "/logs", "/logs/stream", "/checkpoints"]
+)
 def test_children_of_an_unknown_job_are_not_found(api: Api, child: str) -> None:
     assert_problem(api.client.get(f"/v1/jobs/job_nope{child}"), 404, "not_found")
 

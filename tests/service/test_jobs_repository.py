@@ -133,7 +133,7 @@ def test_every_write_of_a_stale_epoch_is_refused(database: Database) -> None:
     assert (after.last_event_seq, after.hb_seq, after.state) == (before.last_event_seq, before.hb_seq, "running")
     with database.read() as unit:
         assert not unit.checkpoints.list(job_id)
-        assert not unit.metrics.list(job_id, max_points=10)
+        assert not unit.metrics.series(job_id)
 
 
 def test_the_heartbeat_delivers_a_cancel_and_the_job_ends_cancelled(database: Database) -> None:
@@ -237,45 +237,6 @@ def test_a_move_and_its_event_are_one(database: Database) -> None:
     assert read(database, job_id).state is JobState.QUEUED
     with database.read() as unit:
         assert len(unit.events.list(job_id)) == 1
-
-
-def test_metrics_replace_a_repeated_step_and_thin_long_series(database: Database) -> None:
-    job_id = add_job(database)
-    epoch = claim(database).epoch
-    with database.write() as unit:
-        for step in range(101):
-            values = {"train/loss": float(step), "train/lr": 1e-4}
-            unit.metrics.add(job_id, epoch, step=step, values=values, training_epoch=step / 10)
-        unit.metrics.add(job_id, epoch, step=100, values={"train/loss": float("nan")}, training_epoch=10)
-        unit.metrics.add(job_id, epoch, step=100, values={}, training_epoch=10)
-    with database.read() as unit:
-        thinned = unit.metrics.list(job_id, names=["train/loss"], max_points=10)
-        assert len(unit.metrics.list(job_id, max_points=1000)) == 202
-        assert [p.step for p in unit.metrics.list(job_id, names=["train/lr"], after_step=98, max_points=9)] == [99, 100]
-    assert len(thinned) <= 11
-    assert (thinned[0].step, thinned[-1].step, thinned[-1].value) == (0, 100, None)
-
-
-def test_logs_are_kept_up_to_the_limit_and_tailed(database: Database) -> None:
-    job_id = add_job(database)
-    epoch = claim(database).epoch
-    with database.write() as unit:
-        unit.logs.append(job_id, epoch, "one\ntwo\n")
-        unit.logs.append(job_id, epoch, "")
-        unit.logs.append(job_id, epoch, "thr\ud800ee\nfour")
-    with database.read() as unit:
-        assert "".join(unit.logs.read(job_id)) == "one\ntwo\nthr\ufffdee\nfour"
-        assert unit.logs.tail(job_id, 2) == "thr\ufffdee\nfour"
-        assert unit.logs.tail(job_id, 9) == "one\ntwo\nthr\ufffdee\nfour"
-    limit = database._settings.max_log_bytes
-    with database.write() as unit:
-        unit.logs.append(job_id, epoch, "x" * limit)
-        unit.logs.append(job_id, epoch, "dropped")
-    with database.read() as unit:
-        log = "".join(unit.logs.read(job_id))
-    assert limit < len(log) < limit + 100
-    assert log.count("log limit reached") == 1
-    assert log.endswith("were dropped]\n")
 
 
 def test_a_best_checkpoint_becomes_the_jobs_best_and_removal_names_its_files(database: Database) -> None:

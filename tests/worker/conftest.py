@@ -8,7 +8,7 @@ import pytest
 from sam3_lora.config import JobConfig
 from service.shared.clock import SystemClock
 from service.shared.db.migrate import upgrade
-from service.shared.db.models import Dataset, Job
+from service.shared.db.models import Dataset, Job, MetricPoint
 from service.shared.ids import new_id
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
@@ -145,3 +145,8 @@ def add_job(database: Database, dataset_id: str, **values: Any) -> str:
 def job_of(database: Database, job_id: str) -> Job:
     with database.read() as unit:
         return unit.jobs.get(job_id)
+
+
+def points_of(database: Database, job_id: str) -> list[MetricPoint]:
+    with database.read() as unit:
+        return [p for series in unit.metrics.series(job_id) for p in unit.metrics.points(job_id, series, 1000)]

@@ -9,7 +9,7 @@ import pytest
 
 from sam3_lora.events import Event, EventType
 from service.shared.errors import LeaseLostError
-from tests.worker.conftest import add_dataset, add_job, both_databases, job_of
+from tests.worker.conftest import add_dataset, add_job, both_databases, job_of, points_of
 from worker.observer import LOG_PIECE_BYTES, Observer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def observer(database: Database, job: Job, tmp_path: Path) -> Observer:
 
 def log_of(database: Database, job: Job) -> str:
     with database.read() as unit:
-        return "".join(unit.logs.read(job.id))
+        return unit.logs.read(job.id).decode()
 
 
 HOSTILE: list[dict[str, Any]] = [
@@ -66,7 +66,7 @@ def test_hostile_events_do_no_harm(database: Database, job: Job, observer: Obser
     observer.flush()
     with database.read() as unit:
         assert [event.message for event in unit.events.list(job.id)][-1] == "after"
-        assert any(point.name == "good" for point in unit.metrics.list(job.id, max_points=10))
+    assert any(point.name == "good" for point in points_of(database, job.id))
     observer.finish()
 
 

@@ -16,7 +16,7 @@ from service.usecases.actions import cancel_job, pause_job, resume_job, stop_job
 from service.usecases.retries import retry_job
 from tests.coco.datasets import records, write_split
 from tests.worker import trainers
-from tests.worker.conftest import add_dataset, add_job, both_databases, job_of, zip_folder
+from tests.worker.conftest import add_dataset, add_job, both_databases, job_of, points_of, zip_folder
 from worker.runner import TrainingRunner
 from worker.workspace import Workspace
 
@@ -112,9 +112,9 @@ def test_success_leaves_everything_a_client_may_ask_for(rig: Rig) -> None:
     assert job.progress["percent"] == 100
     with rig.database.read() as unit:
         checkpoints = unit.checkpoints.list(job.id)
-        metrics = unit.metrics.list(job.id, max_points=100)
-        log = "".join(unit.logs.read(job.id))
+        log = unit.logs.read(job.id).decode()
         events = unit.events.list(job.id, limit=1000)
+    metrics = points_of(rig.database, job.id)
     assert sorted((each.kind, each.epoch) for each in checkpoints) == [("best", 4), ("epoch", 3), ("epoch", 4)]
     assert job.best["value"] == 1.0
     assert job.best["checkpoint_id"] == next(each.id for each in checkpoints if each.kind == "best")
@@ -425,8 +425,7 @@ def test_database_away_for_a_moment_costs_nothing(rig: Rig, monkeypatch: pytest.
     monkeypatch.setattr(rig.database, "write", failing_write)
     job = rig.run_and(interrupt, trainers.CONTRACT + "\ntrain(20, 0.1)")
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
-    with rig.database.read() as unit:
-        points = [p for p in unit.metrics.list(job.id, max_points=1000) if p.name == "train/loss"]
+    points = [p for p in points_of(rig.database, job.id) if p.name == "train/loss"]
     assert len(points) == 20
 
 

@@ -2,9 +2,8 @@
 
 from fastapi import APIRouter
 
-from service.api.deps import ReadUnit
+from service.api.deps import JobId, ReadUnit
 from service.api.errors import problem_responses
-from service.api.routes.jobs import JobId
 from service.api.schemas.attempts import AttemptList, attempt_read
 
 router = APIRouter(prefix="/jobs/{job_id}/attempts", tags=["jobs"])

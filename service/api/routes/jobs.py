@@ -1,28 +1,19 @@
-"""Jobs: create, list, read, change, delete, and what they leave behind."""
+"""Jobs: create, list, read, change, delete, and their checkpoints."""
 
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Path, Query, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
 
 from service.api.bodies import StrictJsonRoute
 from service.api.conditional import names
-from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
+from service.api.deps import AppServices, IdempotencyKey, JobId, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
 from service.api.job_views import JobView, read_job, read_jobs, requested_wait, view_jobs
 from service.api.schemas.checkpoints import CheckpointList, checkpoint_read
 from service.api.schemas.job_queries import METADATA_PARAMETER, JobQuery
-from service.api.schemas.jobs import (
-    EventPage,
-    JobCreate,
-    JobPatch,
-    JobRead,
-    MetricsRead,
-    event_read,
-    job_spec,
-    metrics_read,
-)
+from service.api.schemas.jobs import JobCreate, JobPatch, JobRead, job_spec
 from service.api.schemas.lists import Page, page_of
 from service.shared.errors import PreconditionFailedError
 from service.usecases import actions
@@ -31,7 +22,6 @@ from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictJsonRoute)
 
-JobId = Annotated[str, Path(max_length=64)]
 POLL_AFTER_S = 5
 
 
@@ -134,49 +124,6 @@ def _headers(view: JobView) -> dict[str, str]:
     if not view.is_terminal:
         headers["Retry-After"] = str(POLL_AFTER_S)
     return headers
-
-
-@router.get("/{job_id}/events", responses=problem_responses(404, 422, 503))
-def list_events(
-    unit: ReadUnit,
-    job_id: JobId,
-    after: Annotated[int, Query(ge=0, lt=2**63, description="Only events with a higher `seq`.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> EventPage:
-    """What has happened to the job, oldest first."""
-    unit.jobs.get(job_id)
-    events = unit.events.list(job_id, after=after, limit=limit + 1)
-    page = events[:limit]
-    last_seq = page[-1].seq if page else after
-    return EventPage(data=[event_read(event) for event in page], last_seq=last_seq, has_more=len(events) > limit)
-
-
-@router.get("/{job_id}/metrics", responses=problem_responses(404, 422, 503))
-def get_metrics(
-    unit: ReadUnit,
-    job_id: JobId,
-    keys: Annotated[
-        str | None, Query(max_length=4000, description="Names, separated by commas.", examples=["train/loss"])
-    ] = None,
-    after_step: Annotated[int, Query(ge=-1, lt=2**63, description="Only points of later steps.")] = -1,
-    max_points: Annotated[int, Query(ge=2, le=10_000, description="Of each series; longer ones are thinned.")] = 1000,
-) -> MetricsRead:
-    """Metric series of the job."""
-    unit.jobs.get(job_id)
-    names_ = keys.split(",") if keys else []
-    return metrics_read(job_id, unit.metrics.list(job_id, names=names_, after_step=after_step, max_points=max_points))
-
-
-@router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=problem_responses(404, 422, 503))
-def get_logs(
-    unit: ReadUnit,
-    job_id: JobId,
-    tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
-) -> PlainTextResponse:
-    """The trainer's log of all attempts, in every state of the job."""
-    unit.jobs.get(job_id)
-    text = "".join(unit.logs.read(job_id)) if tail is None else unit.logs.tail(job_id, tail)
-    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
 @router.get("/{job_id}/checkpoints", responses=problem_responses(404, 503))

@@ -1,6 +1,5 @@
 """Jobs as clients create and see them."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 
 from sam3_lora.config import JobConfig, Section
 from service.api.schemas.lists import Read
-from service.shared.db.models import Job, JobEvent, MetricPoint
+from service.shared.db.models import Job
 from service.shared.states import LEASED, TERMINAL, JobAction, JobState, allowed_actions
 from service.usecases.initial_adapters import InitialAdapter
 from service.usecases.jobs import JobSpec
@@ -161,6 +160,7 @@ class Usage(Read):
 class JobUrls(Read):
     self: str
     events: str
+    stream: str
     metrics: str
     logs: str
     checkpoints: str
@@ -219,45 +219,6 @@ class JobRead(Read):
     started_at: datetime | None
     finished_at: datetime | None
     urls: JobUrls
-
-
-class EventRead(Read):
-    id: str
-    object: Literal["job.event"] = "job.event"
-    seq: int
-    """Counts from 1 without gaps per job."""
-    job_id: str
-    attempt: int
-    created_at: datetime
-    type: str
-    level: str
-    message: str
-    data: dict[str, Any]
-
-
-class EventPage(Read):
-    object: Literal["list"] = "list"
-    data: list[EventRead]
-    last_seq: int
-    """Give it as `after` to get what follows."""
-    has_more: bool
-
-
-class MetricPointRead(Read):
-    step: int
-    epoch: float | None
-    value: float | None
-    finite: bool
-    """False: the value was NaN or infinite and is shown as null."""
-    created_at: datetime
-
-
-class MetricsRead(Read):
-    object: Literal["job.metrics"] = "job.metrics"
-    job_id: str
-    keys: list[str]
-    last_step: int | None
-    series: dict[str, list[MetricPointRead]]
 
 
 def job_spec(body: JobCreate) -> JobSpec:
@@ -324,6 +285,7 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         urls=JobUrls(
             self=url,
             events=f"{url}/events",
+            stream=f"{url}/events/stream",
             metrics=f"{url}/metrics",
             logs=f"{url}/logs",
             checkpoints=f"{url}/checkpoints",
@@ -335,32 +297,3 @@ def job_read(job: Job, place: Place | None) -> JobRead:
 
 def _worker(job: Job) -> JobWorker:
     return JobWorker(id=job.worker_id or "", device=job.worker_device, last_heartbeat_at=job.last_heartbeat_at)
-
-
-def event_read(event: JobEvent) -> EventRead:
-    return EventRead(
-        id=event.id,
-        seq=event.seq,
-        job_id=event.job_id,
-        attempt=event.attempt,
-        created_at=event.created_at,
-        type=event.type,
-        level=event.level,
-        message=event.message,
-        data=event.data,
-    )
-
-
-def metrics_read(job_id: str, points: Sequence[MetricPoint]) -> MetricsRead:
-    series: dict[str, list[MetricPointRead]] = {}
-    for point in points:
-        read = MetricPointRead(
-            step=point.step,
-            epoch=point.epoch,
-            value=point.value,
-            finite=point.value is not None,
-            created_at=point.created_at,
-        )
-        series.setdefault(point.name, []).append(read)
-    last_step = max((point.step for point in points), default=None)
-    return MetricsRead(job_id=job_id, keys=sorted(series), last_step=last_step, series=series)

@@ -67,7 +67,11 @@ class StorableName(TypeDecorator[str]):
         self.length = length
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        return None if value is None else str(storable(value))[: self.length]
+        return None if value is None else self.stored(value)
+
+    def stored(self, value: str) -> str:
+        """The text as it is kept."""
+        return str(storable(value))[: self.length]
 
 
 class StorableJson(TypeDecorator[Any]):

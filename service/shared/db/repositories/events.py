@@ -13,11 +13,12 @@ from service.shared.db.repositories.fencing import write_fenced
 from service.shared.ids import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+    from service.shared.states import JobState
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,15 @@ class NewEvent:
     message: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     level: str = Level.INFO
+
+
+@dataclass(frozen=True)
+class Head:
+    """How far a job has come: its state, and the ends of its events and of its log."""
+
+    state: JobState
+    last_event_seq: int
+    log_bytes: int
 
 
 class EventRepository:
@@ -64,7 +74,29 @@ class EventRepository:
         ]
         self._session.execute(insert(JobEvent), rows)
 
-    def list(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
-        """Events with `seq` above `after`, oldest first."""
+    def list(
+        self,
+        job_id: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = 100,
+        descending: bool = False,
+        types: Collection[str] = (),
+        levels: Collection[str] = (),
+    ) -> Sequence[JobEvent]:
+        """Events with `seq` above `after` and below `before`; of these types and levels, where any are given."""
         query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
-        return self._session.scalars(query.order_by(JobEvent.seq).limit(limit)).all()
+        if before is not None:
+            query = query.where(JobEvent.seq < before)
+        if types:
+            query = query.where(JobEvent.type.in_(types))
+        if levels:
+            query = query.where(JobEvent.level.in_(levels))
+        order = JobEvent.seq.desc() if descending else JobEvent.seq
+        return self._session.scalars(query.order_by(order).limit(limit)).all()
+
+    def heads(self, job_ids: Collection[str]) -> dict[str, Head]:
+        """Heads of those of the jobs that exist, in one look: all that a head counts can be read afterwards."""
+        query = select(Job.id, Job.state, Job.last_event_seq, Job.log_bytes).where(Job.id.in_(job_ids))
+        return {row.id: Head(row.state, row.last_event_seq, row.log_bytes) for row in self._session.execute(query)}

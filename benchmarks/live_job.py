@@ -1,0 +1,47 @@
+"""A claimed job for benchmarks that write what a worker writes."""
+
+from __future__ import annotations
+
+from service.shared.clock import SystemClock
+from service.shared.db.migrate import upgrade
+from service.shared.db.models import Dataset, Job
+from service.shared.ids import new_id
+from service.shared.queue import CeleryQueue
+from service.shared.settings import Settings
+from service.shared.states import JobState
+from service.shared.unit_of_work import Database
+
+
+def open_database(settings: Settings) -> Database:
+    """The installation's database, with its schema."""
+    upgrade(settings)
+    clock = SystemClock()
+    return Database(settings, clock, CeleryQueue(settings, clock))
+
+
+def running_job(database: Database) -> Job:
+    """A new job that this process holds as its worker."""
+    with database.write() as unit:
+        dataset = Dataset(id=new_id("ds"), name="none", filename="none", sha256="0" * 64, size_bytes=1, storage_key="x")
+        unit.datasets.add(dataset)
+        job = Job(
+            id=new_id("job"),
+            name="benchmark",
+            state=JobState.QUEUED,
+            base_model="sam3-tiny",
+            dataset_id=dataset.id,
+            config={},
+            resolved={},
+            seed=0,
+            priority=50,
+            max_runtime_s=3600,
+            max_attempts=1,
+            tags=[],
+            labels={},
+        )
+        unit.jobs.add(job)
+    with database.write() as unit:
+        claimed = unit.jobs.claim("benchmark")
+    if claimed is None or claimed.id != job.id:
+        raise RuntimeError("another job was claimed")
+    return claimed

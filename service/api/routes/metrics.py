@@ -1,0 +1,49 @@
+"""The curves of a job."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from service.api.deps import JobId, ReadUnit
+from service.api.errors import problem_responses
+from service.api.negotiation import preferred
+from service.api.schemas.metrics import MetricsQuery, MetricsRead, metrics_csv, metrics_read
+from service.usecases.metrics import read_metrics
+
+router = APIRouter(prefix="/jobs/{job_id}/metrics", tags=["jobs"])
+
+JSON, CSV = "application/json", "text/csv"
+FORMATS = {"json": JSON, "csv": CSV}
+
+
+@router.head("", include_in_schema=False)
+@router.get(
+    "",
+    response_model=MetricsRead,
+    responses={
+        200: {"content": {CSV: {"schema": {"type": "string"}}}},
+        **problem_responses(404, 422, 503),
+    },
+)
+def get_metrics(
+    unit: ReadUnit,
+    job_id: JobId,
+    query: Annotated[MetricsQuery, Query()],
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Metric series of the job, as JSON or, with `Accept: text/csv` or `format=csv`, one row for each point."""
+    unit.jobs.get(job_id)
+    metrics = read_metrics(
+        unit,
+        job_id,
+        names=query.keys.split(",") if query.keys else (),
+        after_step=query.after_step,
+        before_step=query.before_step,
+        max_points=query.max_points,
+    )
+    media_type = FORMATS[query.format] if query.format else preferred(accept, (JSON, CSV))
+    headers = {"Vary": "Accept", "Cache-Control": "private, no-cache"}
+    if media_type == JSON:
+        return Response(metrics_read(job_id, metrics).model_dump_json(), 200, headers, JSON)
+    headers["Content-Disposition"] = f'attachment; filename="{job_id}-metrics.csv"'
+    return Response(metrics_csv(metrics), 200, headers, CSV)

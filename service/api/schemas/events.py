@@ -1,0 +1,75 @@
+"""Events of jobs as clients see them."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sam3_lora.events import Level
+from service.api.schemas.datasets import choices
+from service.api.schemas.lists import Read
+from service.shared.db.models import JobEvent
+
+
+class EventQuery(BaseModel):
+    """Which events."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    after: int = Field(0, ge=0, lt=2**63, examples=[12])
+    """Only events with a higher `seq`."""
+    before: int | None = Field(None, ge=1, lt=2**63)
+    """Only events with a lower `seq`."""
+    limit: int = Field(100, ge=1, le=1000)
+    """Largest number of events."""
+    order: Literal["asc", "desc"] = "asc"
+    """By `seq`."""
+    type: str | None = Field(None, min_length=1, max_length=200, examples=["status,checkpoint"])
+    """Only events of these types, separated by commas."""
+    level: Annotated[str | None, choices(Level)] = Field(None, max_length=200, examples=["warning,error"])
+    """Only events of these levels, separated by commas."""
+
+
+class EventRead(Read):
+    """Something that has happened to a job."""
+
+    id: str
+    object: Literal["job.event"] = "job.event"
+    seq: int
+    """Counts from 1 without gaps per job."""
+    job_id: str
+    attempt: int
+    """The attempt in which it happened; 0 before the first."""
+    created_at: datetime
+    type: str
+    """status, phase, resolved, message, checkpoint, evaluation, result, error; new types may be added."""
+    level: str
+    """info, warning or error."""
+    message: str
+    """For people."""
+    data: dict[str, Any]
+    """For programs; what it holds depends on the type."""
+
+
+class EventPage(Read):
+    object: Literal["list"] = "list"
+    data: list[EventRead]
+    first_seq: int | None
+    last_seq: int
+    """Of the last event in `data`, else `after`. In ascending order give it as `after`, in descending as `before`,
+    to get what follows."""
+    has_more: bool
+
+
+def event_read(event: JobEvent) -> EventRead:
+    return EventRead(
+        id=event.id,
+        seq=event.seq,
+        job_id=event.job_id,
+        attempt=event.attempt,
+        created_at=event.created_at,
+        type=event.type,
+        level=event.level,
+        message=event.message,
+        data=event.data,
+    )

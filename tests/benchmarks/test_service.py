@@ -1,0 +1,24 @@
+"""The benchmarks of the service run at a small size and end with their ratios. Their figures are not judged here."""
+
+import json
+from pathlib import Path
+
+from tests.benchmarks.test_learning import run
+
+
+def test_every_follower_is_counted_against_a_real_server(tmp_path: Path):
+    done = run("sse", "--quick", "--jobs", 2, "--interval", 0.05, "--output", tmp_path / "sse.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "sse ratio=1.0000 target=1.00"
+    (row,) = json.loads((tmp_path / "sse.json").read_text())["rows"]
+    assert (row["followers"], row["ended"], row["received"]) == (20, 20, 20 * (2 + 5 + 1))
+    assert 0 <= row["latency_p50_s"] <= row["latency_p99_s"]
+    assert row["server_rss_mb"] > 0
+
+
+def test_points_are_stored_on_both_databases(tmp_path: Path):
+    done = run("ingest", "--without-peer", "--steps", 30, "--output", tmp_path / "ingest.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "ingest.json").read_text())["rows"]
+    assert [row["store"] for row in rows] == ["sqlite", "postgresql"]
+    assert all(rate > 0 for row in rows for rate in row["points_per_second"])
