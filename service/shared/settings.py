@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,7 @@ from service.shared.errors import SettingsError
 
 PREFIX = "SAM3_"
 GIB = 2**30
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class Settings(BaseSettings):
@@ -32,7 +34,14 @@ class Settings(BaseSettings):
     broker_url: str = Field("", repr=False)
     """`redis://...`, `rediss://...` or `redis+socket:///path`; empty: the embedded broker's socket in `data_dir`."""
     storage_url: str = ""
-    """`file:///absolute/folder` that keeps datasets and checkpoints; empty: a folder in `data_dir`."""
+    """`file:///absolute/folder` or `s3://bucket/prefix` that keeps datasets and checkpoints; empty: a folder in
+    `data_dir`. S3 credentials are those of the usual AWS_* variables."""
+    storage_endpoint: str = ""
+    """URL of the S3-compatible service, such as `http://minio:9000`; empty: Amazon's."""
+    storage_region: str = ""
+    """Region of the bucket; empty: AWS_REGION, else us-east-1."""
+    storage_path_style: bool = True
+    """Name the bucket in the path, as most S3-compatible services need; false: in the host, also of the endpoint."""
 
     host: str = "127.0.0.1"
     """Address the API listens on."""
@@ -126,9 +135,19 @@ class Settings(BaseSettings):
     @classmethod
     def _known_storage(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
-            raise ValueError("only file:///absolute/folder is supported; object stores are not supported yet")
+        is_folder = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+        is_bucket = parts.scheme == "s3" and BUCKET.fullmatch(parts.netloc)
+        if not (is_folder or is_bucket) or parts.query or parts.fragment:
+            raise ValueError("must be file:///absolute/folder or s3://bucket/prefix")
         return url
+
+    @field_validator("storage_endpoint")
+    @classmethod
+    def _known_endpoint(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+            raise ValueError("must be http://host:port or https://host:port; credentials belong into AWS_* variables")
+        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
@@ -146,14 +165,17 @@ class Settings(BaseSettings):
                 f"host {self.host} is reachable from other machines and this API asks for no key: bind 127.0.0.1 "
                 f"behind an authenticating proxy, or set {PREFIX}ALLOW_UNAUTHENTICATED_NETWORK=true"
             )
+        if self.storage_dir is not None and (self.storage_endpoint or self.storage_region):
+            raise ValueError("storage_endpoint and storage_region belong to a storage_url that begins with s3://")
         if self.checkpoint is not None and not self.checkpoint.is_file():
             raise ValueError(f"checkpoint {self.checkpoint} is not a file")
         return self
 
     @property
-    def storage_dir(self) -> Path:
-        """Folder behind `storage_url`."""
-        return Path(unquote(urlsplit(self.storage_url).path))
+    def storage_dir(self) -> Path | None:
+        """Folder behind `storage_url`; None if it is a bucket."""
+        parts = urlsplit(self.storage_url)
+        return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
     @property
     def staging_dir(self) -> Path:

@@ -24,7 +24,7 @@ from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
-from tests.servers import fresh_database, postgres_server_url, redis_url  # noqa: F401
+from tests.servers import fresh_database, postgres_server_url, redis_url, s3  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
