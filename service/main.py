@@ -11,7 +11,7 @@ from service.api import errors
 from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.middleware import RequestContext
-from service.api.routes import checkpoints, datasets, jobs, operations
+from service.api.routes import checkpoints, datasets, jobs, operations, uploads
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -31,6 +31,7 @@ Times are RFC 3339 in UTC.
 """
 TAGS = [
     {"name": "datasets", "description": "Images with COCO annotations, checked before they are used."},
+    {"name": "uploads", "description": "Large files in parts, in any order, with nothing lost when something breaks."},
     {"name": "jobs", "description": "Training runs."},
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "operations", "description": "Probes and version."},
@@ -62,7 +63,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()
-    for module in (datasets, jobs, checkpoints, operations):
+    for module in (datasets, uploads, jobs, checkpoints, operations):
         router.include_router(module.router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(router)

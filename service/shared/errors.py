@@ -85,6 +85,19 @@ class DatasetInUseError(ConflictError):
     title = "Dataset in use"
 
 
+class UploadIncompleteError(ConflictError):
+    """Parts of an upload are missing; send them, then complete it again."""
+
+    code = "upload_incomplete"
+    title = "Upload incomplete"
+
+
+class UploadExpiredError(ServiceError):
+    status = 410
+    code = "upload_expired"
+    title = "Upload expired"
+
+
 class RequestTimeoutError(ServiceError):
     status = 408
     code = "request_timeout"

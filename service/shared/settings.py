@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     """Log text kept of one job, in bytes; what comes later is dropped with a note."""
     idempotency_retention_s: float = Field(86400, gt=0)
     """Seconds an Idempotency-Key is remembered."""
+    upload_retention_s: float = Field(2 * 86400, gt=0)
+    """Seconds after its last part that an upload in parts is given up."""
     staging_retention_s: float = Field(86400, gt=0)
     """Seconds after which the leftovers of a broken upload are deleted."""
     worker_retention_s: float = Field(86400, gt=0)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
 from service.api.errors import problem_responses
+from service.api.forms import FormFile, receive_form
 from service.api.schemas.datasets import (
     DatasetQuery,
     DatasetRead,
@@ -18,7 +19,6 @@ from service.api.schemas.datasets import (
     dataset_validation,
 )
 from service.api.schemas.lists import Page, page_of
-from service.api.uploads import Upload, receive_upload
 from service.shared.errors import InvalidRequestError, UnsupportedMediaTypeError
 from service.shared.ids import new_id
 from service.shared.states import DatasetState
@@ -68,7 +68,7 @@ UPLOAD_BODY = {
 )
 async def create_dataset(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:
     """Upload a dataset. It is `processing` until a worker has checked it; jobs may already be created on it."""
-    async with receive_upload(
+    async with receive_form(
         request,
         found.settings.staging_dir,
         known_fields=FIELDS,
@@ -113,7 +113,7 @@ def remove_dataset(unit: WriteUnit, dataset_id: DatasetId) -> None:
     delete_dataset(unit, dataset_id)
 
 
-def _checked(upload: Upload) -> str:
+def _checked(upload: FormFile) -> str:
     """The dataset's name, if the upload is what it claims to be."""
     expected = upload.fields.get("sha256")
     if expected is not None and not SHA256.fullmatch(expected):
@@ -138,7 +138,7 @@ def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
     return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])
 
 
-def _store(found: Services, upload: Upload, idempotency_key: str | None) -> Answer:
+def _store(found: Services, upload: FormFile, idempotency_key: str | None) -> Answer:
     name = _checked(upload)
     dataset_id = new_id("ds")
     # Before the transaction: a large file must not hold up other writers.

@@ -5,6 +5,7 @@ from service.shared.db.models.checkpoints import Checkpoint, CheckpointFile
 from service.shared.db.models.datasets import Dataset
 from service.shared.db.models.idempotency import IdempotencyKey
 from service.shared.db.models.jobs import Attempt, Job, JobEvent, LogChunk, MetricPoint
+from service.shared.db.models.uploads import Upload, UploadPart
 from service.shared.db.models.workers import Worker
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "JobEvent",
     "LogChunk",
     "MetricPoint",
+    "Upload",
+    "UploadPart",
     "Worker",
 ]
