@@ -12,6 +12,7 @@ from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.middleware import RequestContext
 from service.api.routes import checkpoints, datasets, jobs, operations, uploads
+from service.api.schemas.datasets import DatasetCreate
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -72,15 +73,16 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
 
 
 def _describe(app: FastAPI) -> None:
-    """Add to the OpenAPI document what FastAPI cannot know: problems, and that 422 is one of them."""
+    """Add to the OpenAPI document what FastAPI cannot know: problems, that 422 is one of them, bodies read by hand."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
             schemas = document["components"]["schemas"]
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= problem.pop("$defs") | {"Problem": problem}
+            for model in (Problem, DatasetCreate):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= schema.pop("$defs") | {model.__name__: schema}
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             described = errors.problem_responses(422)[422]

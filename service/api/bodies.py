@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -18,6 +18,7 @@ from service.shared.errors import (
     UnsupportedMediaTypeError,
 )
 
+S = TypeVar("S", bound=Section)
 MAX_DEPTH = 64
 
 
@@ -43,14 +44,28 @@ class StrictJsonRoute(APIRoute):
             strict = StrictRequest(request.scope, request.receive)
             limit_bytes = request.app.state.services.settings.max_json_bytes
             strict.parsed = parse_json(await read_json_body(strict, limit_bytes))
-            try:
-                parse(schema, strict.parsed)
-            except ConfigError as error:
-                detail = error.message.removeprefix("invalid configuration: ")
-                raise InvalidRequestError(detail, errors=error.errors) from None
+            validated(schema, strict.parsed)
             return await handle(strict)
 
         return handle_strictly
+
+
+def validated(schema: type[S], value: Any) -> S:
+    """The value as the schema reads it.
+
+    Raises:
+        InvalidRequestError: names every fault.
+    """
+    try:
+        return parse(schema, value)
+    except ConfigError as error:
+        detail = error.message.removeprefix("invalid configuration: ")
+        raise InvalidRequestError(detail, errors=error.errors) from None
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body is declared as JSON."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 
 async def read_json_body(request: Request, limit_bytes: int) -> bytes:
@@ -60,8 +75,7 @@ async def read_json_body(request: Request, limit_bytes: int) -> bytes:
         UnsupportedMediaTypeError: if it is not declared as JSON.
         PayloadTooLargeError: as soon as it is longer than the limit.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if not is_json(request):
         raise UnsupportedMediaTypeError("Send the body as Content-Type: application/json.")
     body = bytearray()
     async for chunk in request.stream():

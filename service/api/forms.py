@@ -52,7 +52,9 @@ async def receive_form(
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data":
-        raise UnsupportedMediaTypeError("Send the archive as multipart/form-data with a part named 'file'.")
+        raise UnsupportedMediaTypeError(
+            "Send the archive as multipart/form-data with a part named 'file', or JSON that names its source."
+        )
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
         raise MalformedRequestError("The multipart boundary is missing or too long.")

@@ -57,6 +57,14 @@ class DatasetInvalidError(ServiceError):
     title = "Dataset invalid"
 
 
+class SourceRefusedError(ServiceError):
+    """This installation does not fetch datasets from there."""
+
+    status = 422
+    code = "source_refused"
+    title = "Source refused"
+
+
 class IdempotencyKeyReusedError(ServiceError):
     """The same key came with another request."""
 

@@ -7,11 +7,11 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.shared.errors import SettingsError
 
@@ -82,9 +82,17 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(2**20, ge=1024)
     """Largest JSON request body, in bytes."""
     upload_idle_timeout_s: float = Field(60, gt=0)
-    """Seconds an upload may stall before it is dropped."""
+    """Seconds an upload, or the fetching of a URI, may stall before it is dropped."""
     max_log_bytes: int = Field(16 * 2**20, ge=4096)
     """Log text kept of one job, in bytes; what comes later is dropped with a note."""
+    dataset_uri_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts (or host:port) that datasets may be fetched from by https, separated by commas; empty: none."""
+    dataset_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders of the workers that datasets may be read from, separated by colons; empty: none."""
+    fetch_timeout_s: float = Field(6 * 3600, gt=0)
+    """Seconds that fetching a dataset from its URI may take."""
+    dataset_retention_s: float | None = Field(None, gt=0)
+    """Seconds after its check, and after the end of the last job on it, that a dataset is deleted; unset: never."""
     idempotency_retention_s: float = Field(86400, gt=0)
     """Seconds an Idempotency-Key is remembered."""
     upload_retention_s: float = Field(2 * 86400, gt=0)
@@ -103,6 +111,23 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
+
+    @field_validator("dataset_uri_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: object) -> object:
+        return [host.strip().lower() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
+
+    @field_validator("dataset_roots", mode="before")
+    @classmethod
+    def _roots(cls, value: object) -> object:
+        return [root for root in value.split(os.pathsep) if root] if isinstance(value, str) else value
+
+    @field_validator("dataset_roots")
+    @classmethod
+    def _absolute_roots(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not all(root.is_absolute() and ".." not in root.parts for root in roots):
+            raise ValueError("every root is an absolute path without '..'")
+        return roots
 
     @model_validator(mode="before")
     @classmethod

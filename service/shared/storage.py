@@ -75,17 +75,16 @@ class Storage:
         """
         digest = hashlib.sha256()
         stored_bytes = 0
-
-        def hashed() -> Iterator[bytes]:
-            nonlocal stored_bytes
-            for chunk in chunks:
-                digest.update(chunk)
-                stored_bytes += len(chunk)
-                yield chunk
-
         part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS) + CHUNK_BYTES)
         with _translated():
-            obstore.put(self._store, key, hashed(), chunk_size=part_bytes, max_concurrency=CONCURRENT_PARTS)
+            # An exception inside aborts the writing; only a clean end makes the file visible.
+            with obstore.open_writer(
+                self._store, key, buffer_size=part_bytes, max_concurrency=CONCURRENT_PARTS
+            ) as writer:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    stored_bytes += len(chunk)
+                    writer.write(chunk)
             if self._root is not None:
                 _sync(self._root / key, depth=key.count("/") + 1)
         return StoredFile(key, stored_bytes, digest.hexdigest())

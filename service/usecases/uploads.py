@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from service.shared.dataset_files import archive_key
 from service.shared.db.models import Upload, UploadPart
 from service.shared.errors import (
     InvalidRequestError,
@@ -17,7 +18,6 @@ from service.shared.errors import (
     UploadIncompleteError,
 )
 from service.shared.ids import new_id
-from service.usecases.datasets import archive_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -225,10 +225,10 @@ class JobRepository:
         self._session.execute(update(Job).where(Job.id.in_(ids)).values(next_publish_at=again))
         return ids
 
-    def uses_dataset(self, dataset_id: str) -> bool:
-        """Whether a job that has not ended needs the dataset."""
-        live = and_(Job.dataset_id == dataset_id, Job.state.not_in(TERMINAL))
-        return bool(self._session.scalar(select(exists().where(live))))
+    def unfinished_on(self, dataset_id: str, *, limit: int) -> Sequence[str]:
+        """Ids of jobs that have not ended and need the dataset, oldest first."""
+        live = (Job.dataset_id == dataset_id, Job.state.not_in(TERMINAL))
+        return self._session.scalars(select(Job.id).where(*live).order_by(Job.created_at, Job.id).limit(limit)).all()
 
     @staticmethod
     def _lease(worker_id: str, device: str | None, now: datetime) -> dict[str, Any]:
