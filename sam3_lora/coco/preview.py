@@ -44,7 +44,7 @@ WHITE = (255, 255, 255)
 def draw(
     root: Path, target: Path, limits: ValidationLimits | None = None, on_picture: Callable[[int], None] | None = None
 ) -> None:
-    """Draw images spread evenly over each split into the folder `target`; `on_picture` is told how many there are.
+    """Draw images spread evenly over each split into the empty folder `target`; `on_picture` is told how many.
 
     What cannot be drawn is left out. Decodes images in this process: for files of strangers use
     `isolation.draw_isolated`.
