@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-HELPERS = ("__init__", "__main__", "apart", "full_size", "record")
+HELPERS = ("__init__", "__main__", "apart", "api_process", "full_size", "record")
 
 
 def benchmarks() -> dict[str, str]:

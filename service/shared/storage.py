@@ -100,10 +100,7 @@ class Storage:
             stop = size_bytes if end is None else min(end, size_bytes)
             if start >= stop:
                 return iter(())
-            if self._root is None:
-                return self._parts(key, start, stop)
-            result = obstore.get(self._store, key, options={"range": (start, stop)})
-        return _chunks(result.stream(min_chunk_size=CHUNK_BYTES))
+        return self._parts(key, start, stop) if self._root is None else _read(self._root / key, key, start, stop)
 
     def fetch(self, key: str, path: Path, *, on_chunk: Callable[[], None] | None = None) -> StoredFile:
         """Copy a file out of storage to a new local path and hash it on the way.
@@ -187,13 +184,19 @@ class Storage:
             yield part
 
 
-def _chunks(stream: obstore.BytesStream) -> Iterator[bytes]:
-    while True:
-        with _translated():
-            chunk = next(stream, None)
-        if chunk is None:
-            return
-        yield bytes(chunk)
+def _read(path: Path, key: str, start: int, stop: int) -> Iterator[bytes]:
+    """Without the store, which reads local files at a twentieth of the speed. Goes on if the file is deleted."""
+    with _translated(key):
+        file = path.open("rb")
+    with file:
+        file.seek(start)
+        while start < stop:
+            with _translated():
+                chunk = file.read(min(CHUNK_BYTES, stop - start))
+            if not chunk:
+                raise StorageError(f"{key} is damaged in storage: it ends early.")
+            start += len(chunk)
+            yield chunk
 
 
 def _sync(path: Path, depth: int) -> None:
