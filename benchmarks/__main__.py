@@ -11,6 +11,7 @@ HELPERS = (
     "__init__",
     "__main__",
     "apart",
+    "api_process",
     "bare_handler",
     "full_size",
     "http_load",

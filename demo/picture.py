@@ -8,10 +8,10 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from sam3_lora.coco import schema
+from sam3_lora.coco.overlay import draw_instances, side_by_side
 from sam3_lora.data.concepts import find_concepts
 from sam3_lora.data.images import read_rgb
 from sam3_lora.data.transforms import compressed
-from sam3_lora.evaluation.overlay import draw_instances, side_by_side
 from sam3_lora.evaluation.predict import open_predictor
 from sam3_lora.lora.layers import adapters_off
 

@@ -169,10 +169,10 @@ def predict(
 ) -> None:
     """Find prompts in an image, or what looks like the boxes; prints COCO results as JSON."""
     _quiet()
+    from sam3_lora.coco.overlay import draw_instances
     from sam3_lora.data.exemplars import BOX_ALONE
     from sam3_lora.data.images import read_rgb
     from sam3_lora.evaluation.coco_metrics import to_results
-    from sam3_lora.evaluation.overlay import draw_instances
     from sam3_lora.evaluation.predict import open_predictor
 
     with _errors_named():

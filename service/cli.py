@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import structlog
 import typer
 import uvicorn
 
@@ -13,9 +14,10 @@ from service.main import create_app
 from service.server import Server
 from service.shared import log as logs
 from service.shared.db import migrate as migrations
-from service.shared.errors import SettingsError
+from service.shared.errors import SettingsError, StorageError
 from service.shared.settings import Settings, load
 
+log = structlog.get_logger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoRA training service.")
 
 
@@ -30,8 +32,13 @@ def api() -> None:
     """Serve the HTTP API."""
     settings = _settings()
     logs.configure(settings.log_level)
+    application = create_app(settings)
+    try:
+        application.state.services.storage.check()
+    except StorageError as error:  # it may come back: until then /readyz says so
+        log.error("storage_unusable", error=error.message)
     config = uvicorn.Config(
-        create_app(settings),
+        application,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -24,7 +24,9 @@ from service.api.routes import (
     metrics,
     operations,
     recipes,
+    uploads,
 )
+from service.api.schemas.datasets import DatasetCreate
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -46,12 +48,26 @@ Times are RFC 3339 in UTC.
 TAGS = [
     {"name": "datasets", "description": "Images with COCO annotations, checked before they are used."},
     {"name": "recipes", "description": "Base models, the configuration's schema and defaults, jobs to begin with."},
+    {"name": "uploads", "description": "Large files in parts, in any order, with nothing lost when something breaks."},
     {"name": "jobs", "description": "Training runs."},
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
-ROUTES = (datasets, recipes, jobs, actions, attempts, events, metrics, logs, estimates, checkpoints, operations)
+ROUTES = (
+    datasets,
+    uploads,
+    recipes,
+    jobs,
+    actions,
+    attempts,
+    events,
+    metrics,
+    logs,
+    estimates,
+    checkpoints,
+    operations,
+)
 
 
 def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue | None = None) -> FastAPI:
@@ -91,15 +107,16 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
 
 
 def _describe(app: FastAPI) -> None:
-    """Add to the OpenAPI document what FastAPI cannot know: problems, and that 422 is one of them."""
+    """Add to the OpenAPI document what FastAPI cannot know: problems, that 422 is one of them, bodies read by hand."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
             schemas = document["components"]["schemas"]
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= problem.pop("$defs") | {"Problem": problem}
+            for model in (Problem, DatasetCreate):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= schema.pop("$defs") | {model.__name__: schema}
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             described = errors.problem_responses(422)[422]

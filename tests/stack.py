@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tests.servers import fresh_database, postgres_server, redis_server
+from tests.servers import free_port, fresh_database, postgres_server, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,9 +87,7 @@ def wait_until(is_so: Callable[[], object], timeout_s: float = 30.0) -> None:
 @contextlib.contextmanager
 def production(folder: Path, **settings: object) -> Iterator[str]:
     """URL of API, reconciler and workers as a deployment runs them, on a real PostgreSQL and Valkey."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with postgres_server() as server, fresh_database(server) as database, redis_server() as broker:
         values = {"data_dir": folder / "data", "database_url": database, "broker_url": broker, "port": port, **settings}
         environment = os.environ | {f"SAM3_{name.upper()}": str(value) for name, value in values.items()}

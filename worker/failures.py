@@ -48,6 +48,14 @@ class Failure:
         return asdict(self)
 
 
+class SourceError(Exception):
+    """A dataset could not be brought here from where it lies."""
+
+    def __init__(self, code: str, message: str, hint: str = "", *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.failure = Failure(code, message, hint, retryable)
+
+
 def of_exit(returncode: int, error: Event | None) -> Failure:
     """The failure behind an exit that nobody asked for; `error` is the trainer's last error event, if it sent one."""
     if returncode < 0:
@@ -67,6 +75,8 @@ def of_exit(returncode: int, error: Event | None) -> Failure:
 
 def of_exception(error: BaseException) -> Failure:
     """The failure behind an exception of the worker itself."""
+    if isinstance(error, SourceError):
+        return error.failure
     if isinstance(error, StorageFullError | service_errors.StorageFullError) or getattr(error, "errno", None) in (
         errno.ENOSPC,
         errno.EDQUOT,

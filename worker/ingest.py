@@ -1,26 +1,34 @@
-"""One dataset from claim to verdict: fetch, extract, validate in a child process, release the jobs that wait."""
+"""One dataset from claim to verdict: fetch, extract, validate and draw in child processes, release waiting jobs."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import structlog
 
 from sam3_lora.coco.archive import ArchiveError
-from sam3_lora.coco.isolation import validate_isolated
+from sam3_lora.coco.isolation import draw_isolated, validate_isolated
 from sam3_lora.coco.report import DatasetReport
+from service.shared.dataset_files import archive_key, preview_key
 from service.shared.errors import LeaseLostError
+from service.shared.ids import new_id
 from service.shared.queue import Task
+from service.shared.sources import shown
 from service.shared.states import DatasetState
 from worker import failures
 from worker.archive import unpacked
+from worker.failures import SourceError
 from worker.lease import Lease
+from worker.sources import fetch_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from service.shared.db.models import Dataset
+    from service.shared.db.repositories.datasets import Pictures
     from service.shared.settings import Settings
     from service.shared.storage import Storage
     from service.shared.unit_of_work import Database
@@ -77,7 +85,7 @@ class IngestRunner:
 
     def _check_and_finish(self, dataset: Dataset, lease: Lease) -> None:
         try:
-            report = self._validate(dataset, lease)
+            report, preview = self._check(dataset, lease)
         except LeaseLostError:
             raise
         except _DrainingError:
@@ -87,22 +95,57 @@ class IngestRunner:
             failure = failures.of_exception(error)
             lease.insist(lambda: self._fail(dataset, failure))
         else:
-            lease.insist(lambda: self._finish(dataset, report))
+            lease.insist(lambda: self._finish(dataset, report, preview))
             log.info("dataset_checked", status=report.status, errors=report.errors, warnings=report.warnings)
 
-    def _validate(self, dataset: Dataset, lease: Lease) -> DatasetReport:
-        def check(*_: int) -> None:
+    def _check(self, dataset: Dataset, lease: Lease) -> tuple[DatasetReport, Pictures]:
+        def go_on(*_: int) -> None:
             lease.check()
             if self._is_draining():
                 raise _DrainingError
 
+        if dataset.storage_key is None and dataset.source is not None:
+            dataset = self._fetch(dataset, dataset.source, lease, go_on)
         try:
-            with unpacked(dataset, self._storage, self._workspace, on_chunk=check) as root:
-                return validate_isolated(root, on_progress=check)
+            with unpacked(dataset, self._storage, self._workspace, on_chunk=go_on) as root:
+                report = validate_isolated(root, on_progress=go_on)
+                return report, self._draw(dataset, root, go_on)
         except ArchiveError as error:
-            return DatasetReport.failed(error.issue)
+            return DatasetReport.failed(error.issue), []
 
-    def _finish(self, dataset: Dataset, report: DatasetReport) -> None:
+    def _fetch(self, dataset: Dataset, source: dict[str, str], lease: Lease, go_on: Callable[[], None]) -> Dataset:
+        """The dataset, with the archive that its source names in storage."""
+        with self._workspace.attempt(f"source-{dataset.id}") as folder:
+            fetch_archive(source, folder / "archive", self._settings, on_chunk=go_on)
+            # A folder of its own for each attempt: what another has stored is never overwritten or deleted.
+            archive = self._storage.put_file(archive_key(new_id("ds")), folder / "archive", on_chunk=go_on)
+        is_kept = False
+
+        def note() -> Dataset:
+            nonlocal is_kept
+            with self._database.write() as unit:
+                fetched = unit.datasets.fetched(dataset.id, dataset.epoch, archive, shown(source))
+                is_kept = fetched.storage_key == archive.key  # from here on, also if the commit's answer is lost
+                return fetched
+
+        try:
+            if source.get("sha256") not in (None, archive.sha256):
+                raise SourceError("sha256_mismatch", f"The archive that arrived has SHA-256 {archive.sha256}.")
+            return lease.insist(note)
+        finally:
+            if not is_kept:
+                self._storage.delete(archive.key)
+
+    def _draw(self, dataset: Dataset, root: Path, go_on: Callable[..., None]) -> Pictures:
+        """Pictures of the dataset, in storage beside its archive."""
+        drawn: Pictures = []
+        with self._workspace.attempt(f"preview-{dataset.id}") as folder:
+            for file, picture in draw_isolated(root, folder, on_progress=go_on):
+                stored = self._storage.put_file(preview_key(str(dataset.storage_key), len(drawn)), file)
+                drawn.append(asdict(picture) | {"sha256": stored.sha256, "bytes": stored.size_bytes})
+        return drawn
+
+    def _finish(self, dataset: Dataset, report: DatasetReport, preview: Pictures) -> None:
         valid = report.status == "valid"
         with self._database.write() as unit:
             unit.datasets.finish(
@@ -110,6 +153,7 @@ class IngestRunner:
                 dataset.epoch,
                 DatasetState.READY if valid else DatasetState.INVALID,
                 report=report.to_dict(),
+                preview=preview,
             )
             for job_id in unit.jobs.release_waiting(dataset.id, valid=valid):
                 unit.ring_after_commit(Task.TRAIN, job_id)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0002_job_lifecycle"
+revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None

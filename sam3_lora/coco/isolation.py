@@ -1,4 +1,4 @@
-"""Validate in a child process, so that no file can crash, hang or exhaust the process that asks."""
+"""Validate and draw in a child process, so that no file can crash, hang or exhaust the process that asks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3_lora.coco import pictures
 from sam3_lora.coco.report import DatasetReport, Issue, IssueCode
 from sam3_lora.coco.schema import ValidationLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sam3_lora.coco.pictures import Picture
+
 MODULE = "sam3_lora.coco.validate"
+PREVIEW_MODULE = "sam3_lora.coco.preview"
 PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
 # Secrets of the parent (database, broker, storage) are none of the child's business.
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
@@ -38,6 +42,9 @@ class ProcessLimits:
     timeout_s: float = 2 * 3600
 
 
+PREVIEW_LIMITS = ProcessLimits(cpu_s=600, timeout_s=1200)
+
+
 def validate_isolated(
     root: Path,
     limits: ValidationLimits | None = None,
@@ -50,10 +57,60 @@ def validate_isolated(
     Whatever `on_progress` raises ends the child and is passed on.
     """
     process_limits = process_limits or ProcessLimits()
-    with tempfile.TemporaryDirectory(prefix="validate-") as folder, Path(folder, "stderr").open("w+b") as stderr:
+    with tempfile.TemporaryDirectory(prefix="validate-") as folder:
         report_file = Path(folder, "report.json")
+        arguments = [str(root.resolve()), "--report", str(report_file)]
+        ended = _run(MODULE, arguments, limits, process_limits, on_progress)
+        if ended.returncode == 0:
+            report = _read_report(report_file)
+            if report is not None:
+                return report
+    reason = _reason(ended, process_limits)
+    hint = "remove unusual or damaged files; very large datasets need higher limits"
+    return DatasetReport.failed(Issue(code=IssueCode.VALIDATOR_CRASHED, message=f"validation {reason}", hint=hint))
+
+
+def draw_isolated(
+    root: Path,
+    target: Path,
+    limits: ValidationLimits | None = None,
+    *,
+    process_limits: ProcessLimits | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[Path, Picture]]:
+    """`preview.draw` in a process of its own: the pictures in the folder `target` that were complete at its end.
+
+    Whatever `on_progress` raises ends the child and is passed on.
+    """
+    arguments = [str(root.resolve()), "--output", str(target)]
+    _run(PREVIEW_MODULE, arguments, limits, process_limits or PREVIEW_LIMITS, on_progress)
+    return pictures.read(target)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How a child ended."""
+
+    returncode: int
+    stderr: str
+    timed_out: bool
+
+
+def _run(
+    module: str,
+    arguments: list[str],
+    limits: ValidationLimits | None,
+    process_limits: ProcessLimits,
+    on_progress: Callable[[int, int], None] | None,
+) -> _Ended:
+    command = [
+        *(sys.executable, "-m", module, *arguments),
+        *("--memory-bytes", str(process_limits.memory_bytes), "--cpu-s", str(process_limits.cpu_s)),
+        *("--limits", json.dumps(asdict(limits or ValidationLimits()))),
+    ]
+    with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
-            _command(root, report_file, limits or ValidationLimits(), process_limits),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -61,29 +118,14 @@ def validate_isolated(
             start_new_session=True,
         )
         timed_out = _follow(process, process_limits.timeout_s, on_progress)
-        if process.returncode == 0:
-            report = _read_report(report_file)
-            if report is not None:
-                return report
         stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_TAIL_BYTES))
-        reason = _reason(
-            process.returncode, stderr.read().decode(errors="replace"), process_limits, timed_out=timed_out
-        )
-    hint = "remove unusual or damaged files; very large datasets need higher limits"
-    return DatasetReport.failed(Issue(code=IssueCode.VALIDATOR_CRASHED, message=f"validation {reason}", hint=hint))
-
-
-def _command(root: Path, report: Path, limits: ValidationLimits, process_limits: ProcessLimits) -> list[str]:
-    return [
-        *(sys.executable, "-m", MODULE, str(root.resolve()), "--report", str(report)),
-        *("--memory-bytes", str(process_limits.memory_bytes), "--cpu-s", str(process_limits.cpu_s)),
-        *("--limits", json.dumps(asdict(limits))),
-    ]
+        return _Ended(process.returncode, stderr.read().decode(errors="replace"), timed_out)
 
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    return kept | {"PYTHONPATH": str(PACKAGE_FOLDER), "PYTHONIOENCODING": "utf-8"}
+    # Numerical libraries reserve address space for each thread.
+    return kept | {"PYTHONPATH": str(PACKAGE_FOLDER), "PYTHONIOENCODING": "utf-8", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _follow(process: subprocess.Popen[bytes], timeout_s: float, on_progress: Callable[[int, int], None] | None) -> bool:
@@ -125,12 +167,13 @@ def _read_report(path: Path) -> DatasetReport | None:
         return None
 
 
-def _reason(returncode: int, stderr: str, limits: ProcessLimits, *, timed_out: bool) -> str:
-    if timed_out:
+def _reason(ended: _Ended, limits: ProcessLimits) -> str:
+    returncode = ended.returncode
+    if ended.timed_out:
         return f"did not end within {limits.timeout_s:g} s"
     if returncode == -signal.SIGXCPU:
         return f"used more than {limits.cpu_s} s of processor time"
-    last_line = (stderr.strip().splitlines() or ["no message"])[-1]
+    last_line = (ended.stderr.strip().splitlines() or ["no message"])[-1]
     if last_line.startswith("MemoryError"):
         return f"needed more than {limits.memory_bytes:,} bytes of memory"
     if returncode < 0:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam3_lora.coco.images import check_image
 from sam3_lora.coco.layout import Split, find_layout
+from sam3_lora.coco.limits import limit_process
 from sam3_lora.coco.members import FolderMembers
 from sam3_lora.coco.report import (
     DatasetIssueError,
@@ -201,19 +201,9 @@ def main() -> None:
     parser.add_argument("--cpu-s", type=int, required=True, help="processor time in seconds")
     parser.add_argument("--limits", type=json.loads, required=True, help="ValidationLimits as JSON")
     args = parser.parse_args()
-    _limit(resource.RLIMIT_AS, args.memory_bytes, args.memory_bytes)
-    _limit(resource.RLIMIT_CPU, args.cpu_s, args.cpu_s + 5)  # SIGXCPU, and SIGKILL 5 s later
-    _limit(resource.RLIMIT_CORE, 0, 0)
+    limit_process(memory_bytes=args.memory_bytes, cpu_s=args.cpu_s)
     report = validate(args.root, ValidationLimits(**args.limits), _print_progress())
     args.report.write_text(json.dumps(report.to_dict(), allow_nan=False), encoding="utf-8")
-
-
-def _limit(kind: int, soft: int, hard: int) -> None:
-    """Set a resource limit, or keep the lower one that the system already imposes."""
-    imposed = resource.getrlimit(kind)[1]
-    if imposed != resource.RLIM_INFINITY:
-        soft, hard = min(soft, imposed), min(hard, imposed)
-    resource.setrlimit(kind, (soft, hard))
 
 
 def _print_progress() -> Callable[[int, int], None]:

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 
+from sam3_lora.coco.overlay import draw_instances
 from sam3_lora.data.images import read_rgb
 from sam3_lora.errors import DatasetError
 from sam3_lora.evaluation.exported import MIN_SCORE
-from sam3_lora.evaluation.overlay import draw_instances
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

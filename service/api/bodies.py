@@ -71,6 +71,11 @@ def is_empty(request: Request) -> bool:
     return "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0"
 
 
+def is_json(request: Request) -> bool:
+    """Whether the body is declared as JSON."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
 async def read_json_body(request: Request, limit_bytes: int) -> bytes:
     """The body.
 
@@ -78,8 +83,7 @@ async def read_json_body(request: Request, limit_bytes: int) -> bytes:
         UnsupportedMediaTypeError: if it is not declared as JSON.
         PayloadTooLargeError: as soon as it is longer than the limit.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if not is_json(request):
         raise UnsupportedMediaTypeError("Send the body as Content-Type: application/json.")
     body = bytearray()
     async for chunk in request.stream():

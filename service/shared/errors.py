@@ -57,6 +57,14 @@ class DatasetInvalidError(ServiceError):
     title = "Dataset invalid"
 
 
+class SourceRefusedError(ServiceError):
+    """This installation does not fetch datasets from there."""
+
+    status = 422
+    code = "source_refused"
+    title = "Source refused"
+
+
 class IdempotencyKeyReusedError(ServiceError):
     """The same key came with another request."""
 
@@ -98,6 +106,19 @@ class PreconditionFailedError(ServiceError):
     status = 412
     code = "precondition_failed"
     title = "Precondition failed"
+
+
+class UploadIncompleteError(ConflictError):
+    """Parts of an upload are missing; send them, then complete it again."""
+
+    code = "upload_incomplete"
+    title = "Upload incomplete"
+
+
+class UploadExpiredError(ServiceError):
+    status = 410
+    code = "upload_expired"
+    title = "Upload expired"
 
 
 class RequestTimeoutError(ServiceError):

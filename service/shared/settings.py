@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.shared.errors import SettingsError
 
 PREFIX = "SAM3_"
 GIB = 2**30
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class Settings(BaseSettings):
@@ -32,7 +34,14 @@ class Settings(BaseSettings):
     broker_url: str = Field("", repr=False)
     """`redis://...`, `rediss://...` or `redis+socket:///path`; empty: the embedded broker's socket in `data_dir`."""
     storage_url: str = ""
-    """`file:///absolute/folder` that keeps datasets and checkpoints; empty: a folder in `data_dir`."""
+    """`file:///absolute/folder` or `s3://bucket/prefix` that keeps datasets and checkpoints; empty: a folder in
+    `data_dir`. S3 credentials are those of the usual AWS_* variables."""
+    storage_endpoint: str = ""
+    """URL of the S3-compatible service, such as `http://minio:9000`; empty: Amazon's."""
+    storage_region: str = ""
+    """Region of the bucket; empty: AWS_REGION, else us-east-1."""
+    storage_path_style: bool = True
+    """Name the bucket in the path, as most S3-compatible services need; false: in the host, also of the endpoint."""
 
     host: str = "127.0.0.1"
     """Address the API listens on."""
@@ -73,7 +82,7 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(2**20, ge=1024)
     """Largest JSON request body, in bytes."""
     upload_idle_timeout_s: float = Field(60, gt=0)
-    """Seconds an upload may stall before it is dropped."""
+    """Seconds an upload, or the fetching of a URI, may stall before it is dropped."""
     max_log_bytes: int = Field(16 * 2**20, ge=4096)
     """Log text kept of one job, in bytes; what comes later is dropped with a note."""
     max_wait_s: float = Field(60, gt=0, le=3600)
@@ -90,8 +99,18 @@ class Settings(BaseSettings):
     """Seconds a client of a stream may read nothing before it is dropped."""
     max_streams: int = Field(1000, ge=1)
     """Streams that one API process keeps open at the same time; more are refused with 503."""
+    dataset_uri_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts (or host:port) that datasets may be fetched from by https, separated by commas; empty: none."""
+    dataset_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders of the workers that datasets may be read from, separated by colons; empty: none."""
+    fetch_timeout_s: float = Field(6 * 3600, gt=0)
+    """Seconds that fetching a dataset from its URI may take."""
+    dataset_retention_s: float | None = Field(None, gt=0)
+    """Seconds after its check, and after the end of the last job on it, that a dataset is deleted; unset: never."""
     idempotency_retention_s: float = Field(86400, gt=0)
     """Seconds an Idempotency-Key is remembered."""
+    upload_retention_s: float = Field(2 * 86400, gt=0)
+    """Seconds after its last part that an upload in parts is given up."""
     staging_retention_s: float = Field(86400, gt=0)
     """Seconds after which the leftovers of a broken upload are deleted."""
     worker_retention_s: float = Field(86400, gt=0)
@@ -106,6 +125,23 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
+
+    @field_validator("dataset_uri_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: object) -> object:
+        return [host.strip().lower() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
+
+    @field_validator("dataset_roots", mode="before")
+    @classmethod
+    def _roots(cls, value: object) -> object:
+        return [root for root in value.split(os.pathsep) if root] if isinstance(value, str) else value
+
+    @field_validator("dataset_roots")
+    @classmethod
+    def _absolute_roots(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not all(root.is_absolute() and ".." not in root.parts for root in roots):
+            raise ValueError("every root is an absolute path without '..'")
+        return roots
 
     @model_validator(mode="before")
     @classmethod
@@ -140,9 +176,19 @@ class Settings(BaseSettings):
     @classmethod
     def _known_storage(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
-            raise ValueError("only file:///absolute/folder is supported; object stores are not supported yet")
+        is_folder = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+        is_bucket = parts.scheme == "s3" and BUCKET.fullmatch(parts.netloc)
+        if not (is_folder or is_bucket) or parts.query or parts.fragment:
+            raise ValueError("must be file:///absolute/folder or s3://bucket/prefix")
         return url
+
+    @field_validator("storage_endpoint")
+    @classmethod
+    def _known_endpoint(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+            raise ValueError("must be http://host:port or https://host:port; credentials belong into AWS_* variables")
+        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
@@ -160,14 +206,17 @@ class Settings(BaseSettings):
                 f"host {self.host} is reachable from other machines and this API asks for no key: bind 127.0.0.1 "
                 f"behind an authenticating proxy, or set {PREFIX}ALLOW_UNAUTHENTICATED_NETWORK=true"
             )
+        if self.storage_dir is not None and (self.storage_endpoint or self.storage_region):
+            raise ValueError("storage_endpoint and storage_region belong to a storage_url that begins with s3://")
         if self.checkpoint is not None and not self.checkpoint.is_file():
             raise ValueError(f"checkpoint {self.checkpoint} is not a file")
         return self
 
     @property
-    def storage_dir(self) -> Path:
-        """Folder behind `storage_url`."""
-        return Path(unquote(urlsplit(self.storage_url).path))
+    def storage_dir(self) -> Path | None:
+        """Folder behind `storage_url`; None if it is a bucket."""
+        parts = urlsplit(self.storage_url)
+        return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
     @property
     def staging_dir(self) -> Path:

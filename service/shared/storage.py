@@ -10,18 +10,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.store import LocalStore
+import structlog
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
-from service.shared.errors import NotFoundError, StorageError, StorageFullError
+from service.shared.errors import NotFoundError, ServiceError, StorageError, StorageFullError
+from service.shared.object_stores import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from service.shared.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 CHUNK_BYTES = 2**20
+PART_BYTES = 8 * CHUNK_BYTES  # of one request to a bucket; S3 takes 5 MiB and more
+MAX_PARTS = 10_000  # S3's
+CONCURRENT_PARTS = 4
+# The store says only in its text what the other side answered.
+FULL = ("os error 28", "os error 122", "StorageFull", "QuotaExceeded")
+REFUSED = ("403 Forbidden", "401 Unauthorized", "credential")
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class StoredFile:
 
 class Storage:
     """Keys are relative paths such as `datasets/<id>/archive`. A file is complete and durable, or not there.
-    A key that leads out (`..`) raises ValueError.
+    A key that leads out (`..`) raises ValueError. What is stored under a key is never replaced by something else.
 
     Every method raises `StorageError` where storage fails, `StorageFullError` where no space is left.
     """
@@ -43,31 +53,44 @@ class Storage:
     def __init__(self, settings: Settings) -> None:
         self._root = settings.storage_dir
         with _translated():
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._store = LocalStore(prefix=self._root)
+            self._store = open_store(settings)
 
     def put_file(self, key: str, path: Path, *, on_chunk: Callable[[], None] | None = None) -> StoredFile:
         """Copy a local file into storage and hash it on the way; `on_chunk` is called after each mebibyte."""
-        digest = hashlib.sha256()
-        size_bytes = 0
 
         def chunks() -> Iterator[bytes]:
-            nonlocal size_bytes
             with path.open("rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
-                    digest.update(chunk)
-                    size_bytes += len(chunk)
                     yield chunk
                     if on_chunk is not None:
                         on_chunk()
 
+        return self.put(key, chunks(), size_bytes=path.stat().st_size)
+
+    def put(self, key: str, chunks: Iterable[bytes], *, size_bytes: int) -> StoredFile:
+        """Store what the chunks make together, in bounded memory, and hash it on the way.
+
+        Args:
+            size_bytes: how much that is, roughly.
+        """
+        digest = hashlib.sha256()
+        stored_bytes = 0
+        part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS) + CHUNK_BYTES)
         with _translated():
-            obstore.put(self._store, key, chunks(), chunk_size=8 * CHUNK_BYTES)
-            self._sync(key)
-        return StoredFile(key, size_bytes, digest.hexdigest())
+            # An exception inside aborts the writing; only a clean end makes the file visible.
+            with obstore.open_writer(
+                self._store, key, buffer_size=part_bytes, max_concurrency=CONCURRENT_PARTS
+            ) as writer:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    stored_bytes += len(chunk)
+                    writer.write(chunk)
+            if self._root is not None:
+                _sync(self._root / key, depth=key.count("/") + 1)
+        return StoredFile(key, stored_bytes, digest.hexdigest())
 
     def get_range(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to, without, `end`, in chunks. The file is opened by the call itself.
+        """The bytes from `start` up to, without, `end`, in chunks. Whether the file exists is found by the call itself.
 
         Raises:
             NotFoundError: if there is no such file.
@@ -77,8 +100,7 @@ class Storage:
             stop = size_bytes if end is None else min(end, size_bytes)
             if start >= stop:
                 return iter(())
-            result = obstore.get(self._store, key, options={"range": (start, stop)})
-        return _chunks(result.stream(min_chunk_size=CHUNK_BYTES))
+        return self._parts(key, start, stop) if self._root is None else _read(self._root / key, key, start, stop)
 
     def fetch(self, key: str, path: Path, *, on_chunk: Callable[[], None] | None = None) -> StoredFile:
         """Copy a file out of storage to a new local path and hash it on the way.
@@ -130,47 +152,81 @@ class Storage:
             except FileNotFoundError:
                 return
 
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Delete files, several at a time; no error for those that are already gone."""
+        with _translated():
+            try:
+                obstore.delete(self._store, keys)
+            except FileNotFoundError:
+                for key in keys:  # one was gone, and the rest may not have been tried
+                    self.delete(key)
+
     def delete_prefix(self, prefix: str) -> None:
         """Delete every file under a folder."""
-        for key in self.list(prefix):
-            self.delete(key)
+        self.delete_all(self.list(prefix))
 
     def check(self) -> None:
-        """Raise StorageError unless files can be written here."""
+        """Raise StorageError unless storage answers, and a local folder can be written."""
         with _translated():
-            if not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
+            if self._root is None:
+                next(iter(obstore.list(self._store, "datasets", chunk_size=1)), None)
+            elif not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._root))
 
-    def _sync(self, key: str) -> None:
-        # The store renames finished files into place but leaves it to the system when they reach the disk.
-        path = self._root / key
-        for place in (path, *list(path.parents)[: key.count("/") + 1]):
-            descriptor = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    def _parts(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        """One request after the other, each tried again by itself: no connection has to live as long as a download."""
+        for at in range(start, stop, PART_BYTES):
+            end = min(at + PART_BYTES, stop)
+            with _translated(key):
+                part = bytes(obstore.get_range(self._store, key, start=at, end=end))
+            if len(part) != end - at:
+                raise StorageError(f"Storage gave {len(part)} bytes of {key} where it was asked for {end - at}.")
+            yield part
 
 
-def _chunks(stream: obstore.BytesStream) -> Iterator[bytes]:
-    while True:
-        with _translated():
-            chunk = next(stream, None)
-        if chunk is None:
-            return
-        yield bytes(chunk)
+def _read(path: Path, key: str, start: int, stop: int) -> Iterator[bytes]:
+    """Without the store, which reads local files at a twentieth of the speed. Goes on if the file is deleted."""
+    with _translated(key):
+        file = path.open("rb")
+    with file:
+        file.seek(start)
+        while start < stop:
+            with _translated():
+                chunk = file.read(min(CHUNK_BYTES, stop - start))
+            if not chunk:
+                raise StorageError(f"{key} is damaged in storage: it ends early.")
+            start += len(chunk)
+            yield chunk
+
+
+def _sync(path: Path, depth: int) -> None:
+    # The store renames finished files into place but leaves it to the system when they reach the disk.
+    for place in (path, *list(path.parents)[:depth]):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
 def _translated(key: str = "") -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        if key:
-            raise NotFoundError(f"Storage holds no file {key!r}.") from error
-        raise StorageError(f"Storage failed: {error}") from error
-    except (OSError, obstore.exceptions.BaseError) as error:
-        # The store reports a full disk only in its text.
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
-            raise StorageFullError("No space is left in storage: delete datasets or enlarge the disk.") from error
-        raise StorageError(f"Storage failed: {str(error).splitlines()[0]}") from error
+    except (OSError, BaseError) as error:
+        raise _failure(error, key) from error
+
+
+def _failure(error: Exception, key: str) -> ServiceError:
+    """The error that clients may see; addresses and names of the inside are only logged."""
+    text = str(error)
+    if isinstance(error, FileNotFoundError) and key and "NoSuchBucket" not in text:
+        return NotFoundError(f"Storage holds no file {key!r}.")
+    log.warning("storage_failed", error=text.partition("\n\n")[0])
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in FULL):
+        return StorageFullError("No space is left in storage: delete datasets or enlarge the disk.")
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or any(sign in text for sign in REFUSED):
+        return StorageError("Storage refuses this server's credentials: its operator must check the AWS_* variables.")
+    if "NoSuchBucket" in text:
+        return StorageError("Storage has no such bucket: the operator of this server must check SAM3_STORAGE_URL.")
+    return StorageError("Storage does not work at the moment; the server's log says why.")

@@ -18,6 +18,7 @@ from service.shared.db.repositories.jobs import JobRepository
 from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
 from service.shared.db.repositories.queue import QueueRepository
+from service.shared.db.repositories.uploads import UploadRepository
 from service.shared.db.repositories.workers import WorkerRepository
 from service.shared.retry import RetryPolicy
 
@@ -41,6 +42,7 @@ class UnitOfWork:
         self.jobs = JobRepository(session, clock, self.events, self.queue)
         self.attempts = AttemptRepository(session, clock, self.jobs, retry)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts)
+        self.uploads = UploadRepository(session, clock, settings.upload_retention_s)
         self.metrics = MetricRepository(session, clock)
         self.logs = LogRepository(session, settings.max_log_bytes)
         self.checkpoints = CheckpointRepository(session, clock)

@@ -1,34 +1,114 @@
-"""How an uploaded archive becomes a dataset, and when one may be deleted."""
+"""How an archive becomes a dataset, and when one may be deleted."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+from service.shared.dataset_files import archive_key
 from service.shared.db.models import Dataset
-from service.shared.errors import DatasetInUseError
+from service.shared.errors import DatasetInUseError, InvalidRequestError, NotFoundError
+from service.shared.ids import new_id
 from service.shared.queue import Task
+from service.shared.sources import check_path, check_uri
+from service.shared.states import DatasetState
+from service.shared.storage import StoredFile
+from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 if TYPE_CHECKING:
-    from service.shared.storage import StoredFile
-    from service.shared.unit_of_work import UnitOfWork
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from service.shared.settings import Settings
+    from service.shared.storage import Storage
+    from service.shared.unit_of_work import Database, UnitOfWork
+
+MAX_NAME = 200
+JOBS_NAMED = 10
 
 
-def archive_key(dataset_id: str) -> str:
-    """Where a dataset's archive lies in storage."""
-    return f"datasets/{dataset_id}/archive"
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset as a client asks for it."""
+
+    name: str
+    filename: str
+    source: dict[str, str] | None = None
+    """As the row keeps it; None: the archive came with the request."""
 
 
-def register_dataset(unit: UnitOfWork, dataset_id: str, *, name: str, filename: str, archive: StoredFile) -> Dataset:
-    """A new dataset whose archive is complete in storage; a worker checks it next."""
+def store_dataset(
+    database: Database,
+    storage: Storage,
+    spec: DatasetSpec,
+    path: Path,
+    *,
+    idempotency_key: str | None,
+    answer: Callable[[Dataset], Answer],
+) -> Answer:
+    """Keep an archive that came with the request and register it; once per idempotency key."""
+    dataset_id = new_id("ds")
+    # Before the transaction: a large file must not hold up other writers.
+    archive = storage.put_file(archive_key(dataset_id), path)
+    is_kept = False
+    try:
+        with database.write() as unit:
+
+            def create() -> Answer:
+                nonlocal is_kept
+                dataset = register_dataset(unit, dataset_id, spec, archive)
+                is_kept = dataset.storage_key == archive.key  # from here on, also if the commit's answer is lost
+                return answer(dataset)
+
+            request_sha256 = fingerprint({"name": spec.name, "file": archive.sha256})
+            return answer_once(unit, "datasets.create", idempotency_key, request_sha256, create)
+    finally:
+        if not is_kept:
+            storage.delete(archive.key)
+
+
+def create_dataset(
+    unit: UnitOfWork, settings: Settings, source: dict[str, str], *, name: str | None, sha256: str | None
+) -> Dataset:
+    """A new dataset of a complete upload, or of a URI or path that a worker fetches.
+
+    Raises:
+        InvalidRequestError: if there is no such upload, it is not complete, or its hash is another.
+        SourceRefusedError: if this installation does not fetch from there.
+    """
+    archive = None
+    if source["type"] == "upload":
+        archive, filename = _uploaded(unit, source["upload_id"])
+        if sha256 not in (None, archive.sha256):
+            raise _refusal("/sha256", "sha256_mismatch", f"the upload has SHA-256 {archive.sha256}")
+    elif source["type"] == "uri":
+        check_uri(settings, source["uri"])
+        filename = PurePosixPath(unquote(urlsplit(source["uri"]).path)).name
+    else:
+        filename = check_path(settings, source["path"]).name
+    filename = filename[:MAX_NAME] or "archive"
+    kept = source if sha256 is None else source | {"sha256": sha256}
+    return register_dataset(unit, new_id("ds"), DatasetSpec(name or filename, filename, kept), archive)
+
+
+def register_dataset(unit: UnitOfWork, dataset_id: str, spec: DatasetSpec, archive: StoredFile | None) -> Dataset:
+    """A new dataset; a worker fetches its archive, unless it is in storage already, and checks it.
+
+    Where another dataset has the same bytes, both share its archive, and its report if it is `ready`.
+    """
     dataset = Dataset(
-        id=dataset_id,
-        name=name,
-        filename=filename,
-        sha256=archive.sha256,
-        size_bytes=archive.size_bytes,
-        storage_key=archive.key,
+        id=dataset_id, name=spec.name, filename=spec.filename, source=spec.source, sha256="", size_bytes=0
     )
+    twin = None
+    if archive is not None:
+        twin = unit.datasets.find_twin(archive.sha256)
+        dataset.sha256, dataset.size_bytes = archive.sha256, archive.size_bytes
+        dataset.storage_key = archive.key if twin is None else twin.storage_key
     unit.datasets.add(dataset)
+    if twin is not None and twin.state is DatasetState.READY:
+        return unit.datasets.adopt_check(dataset, twin)
     unit.ring_after_commit(Task.INGEST, dataset.id)
     return dataset
 
@@ -38,9 +118,31 @@ def delete_dataset(unit: UnitOfWork, dataset_id: str) -> None:
 
     Raises:
         NotFoundError: if there is none.
-        DatasetInUseError: if a job that has not ended needs it.
+        DatasetInUseError: if jobs that have not ended need it; names them.
     """
     unit.datasets.get(dataset_id, lock=True)
-    if unit.jobs.uses_dataset(dataset_id):
-        raise DatasetInUseError(f"Dataset {dataset_id} is needed by a job that has not ended: cancel the job first.")
+    jobs = unit.jobs.unfinished_on(dataset_id, limit=JOBS_NAMED + 1)
+    if jobs:
+        named = ", ".join(jobs[:JOBS_NAMED]) + (" and more" if len(jobs) > JOBS_NAMED else "")
+        raise DatasetInUseError(
+            f"Dataset {dataset_id} is needed by jobs that have not ended: cancel {named} first, or wait for their end."
+        )
     unit.datasets.mark_deleted(dataset_id)
+
+
+def _uploaded(unit: UnitOfWork, upload_id: str) -> tuple[StoredFile, str]:
+    """File and name of a complete upload, which stays until the transaction ends."""
+    pointer = "/source/upload_id"
+    try:
+        upload = unit.uploads.get(upload_id, lock=True)
+    except NotFoundError as error:
+        raise _refusal(pointer, "upload_not_found", error.message) from None
+    if upload.storage_key is None or upload.sha256 is None:
+        raise _refusal(pointer, "upload_incomplete", "complete the upload first")
+    if upload.expires_at <= unit.clock.now():
+        raise _refusal(pointer, "upload_expired", "the upload has expired: begin a new one")
+    return StoredFile(upload.storage_key, upload.size_bytes, upload.sha256), upload.filename
+
+
+def _refusal(pointer: str, code: str, message: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])

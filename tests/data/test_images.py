@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3_lora.data.images import EXIF_ORIENTATION, read_rgb
+from sam3_lora.coco.images import EXIF_ORIENTATION
+from sam3_lora.data.images import read_rgb
 from sam3_lora.errors import DatasetError
 
 

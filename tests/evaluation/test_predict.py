@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from sam3_lora.coco.overlay import draw_instances, side_by_side
 from sam3_lora.data.datapoint import Query, Sample, collate
 from sam3_lora.data.transforms import place_image, whole
 from sam3_lora.errors import OutOfMemoryError
-from sam3_lora.evaluation.overlay import draw_instances, side_by_side
 from sam3_lora.evaluation.predict import Predictor, upsample
 from tests.models import micro_model
 

@@ -25,7 +25,7 @@ from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
-from tests.servers import fresh_database, postgres_server_url, redis_url  # noqa: F401
+from tests.servers import fresh_database, postgres_server_url, redis_url, s3  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +121,7 @@ def empty(settings: Settings) -> None:
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
     engine.dispose()
-    for folder in (settings.storage_dir / "datasets", settings.storage_dir / "jobs", settings.staging_dir):
+    for folder in (*(settings.storage_dir / name for name in ("datasets", "uploads", "jobs")), settings.staging_dir):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -15,7 +15,7 @@ from service.shared.states import DatasetState, JobState
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from tests.coco.datasets import records, write_split
-from tests.servers import postgres_server_url, postgres_url, redis_url  # noqa: F401
+from tests.servers import postgres_server_url, postgres_url, redis_url, s3  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

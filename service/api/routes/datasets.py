@@ -1,28 +1,34 @@
-"""Datasets: upload, list, read, report, delete."""
+"""Datasets: create, list, read, report, preview, delete."""
 
 import re
 from pathlib import Path as FilePath
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.api.bodies import is_json, parse_json, read_json_body, validated
+from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
 from service.api.errors import problem_responses
+from service.api.forms import FormFile, receive_form
 from service.api.schemas.datasets import (
+    DatasetCreate,
+    DatasetPreview,
     DatasetQuery,
     DatasetRead,
     DatasetValidation,
+    dataset_preview,
     dataset_read,
     dataset_validation,
 )
 from service.api.schemas.lists import Page, page_of
-from service.api.uploads import Upload, receive_upload
-from service.shared.errors import InvalidRequestError, UnsupportedMediaTypeError
-from service.shared.ids import new_id
+from service.shared.dataset_files import preview_key
+from service.shared.db.models import Dataset
+from service.shared.errors import InvalidRequestError, NotFoundError, UnsupportedMediaTypeError
 from service.shared.states import DatasetState
-from service.usecases.datasets import archive_key, delete_dataset, register_dataset
+from service.usecases import datasets as usecase
 from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -32,7 +38,8 @@ FIELDS = frozenset({"name", "sha256"})
 # zip (also an empty one), gzip, bzip2, xz
 ARCHIVE_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-UPLOAD_BODY = {
+MAX_PREVIEW = 100
+CREATE_BODY = {
     "required": True,
     "content": {
         "multipart/form-data": {
@@ -54,7 +61,8 @@ UPLOAD_BODY = {
                     },
                 },
             }
-        }
+        },
+        "application/json": {"schema": {"$ref": "#/components/schemas/DatasetCreate"}},
     },
 }
 
@@ -64,18 +72,25 @@ UPLOAD_BODY = {
     status_code=201,
     response_model=DatasetRead,
     responses=problem_responses(400, 408, 413, 415, 422, 503, 507),
-    openapi_extra={"requestBody": UPLOAD_BODY},
+    openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_dataset(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:
-    """Upload a dataset. It is `processing` until a worker has checked it; jobs may already be created on it."""
-    async with receive_upload(
-        request,
-        found.settings.staging_dir,
-        known_fields=FIELDS,
-        max_bytes=found.settings.max_upload_bytes,
-        idle_timeout_s=found.settings.upload_idle_timeout_s,
-    ) as upload:
-        answer = await to_thread.run_sync(_store, found, upload, idempotency_key)
+    """Create a dataset of an archive in a form, or as JSON of one that lies elsewhere.
+
+    It is `processing` until a worker has fetched and checked it; jobs may already be created on it.
+    """
+    if is_json(request):
+        body = _read_create(parse_json(await read_json_body(request, found.settings.max_json_bytes)))
+        answer = await to_thread.run_sync(_create, found, body, idempotency_key)
+    else:
+        async with receive_form(
+            request,
+            found.settings.staging_dir,
+            known_fields=FIELDS,
+            max_bytes=found.settings.max_upload_bytes,
+            idle_timeout_s=found.settings.upload_idle_timeout_s,
+        ) as file:
+            answer = await to_thread.run_sync(_store, found, file, idempotency_key)
     headers = {"Location": answer.location, "Retry-After": "5"}
     if answer.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -107,23 +122,98 @@ def get_validation(unit: ReadUnit, dataset_id: DatasetId) -> DatasetValidation:
     return dataset_validation(unit.datasets.get(dataset_id))
 
 
+@router.get("/{dataset_id}/preview", responses=problem_responses(404, 422, 503))
+def list_preview(
+    unit: ReadUnit,
+    dataset_id: DatasetId,
+    split: Annotated[
+        Literal["train", "validation", "test"] | None, Query(description="Only pictures of this split.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PREVIEW, description="Largest number of pictures.")] = 20,
+) -> DatasetPreview:
+    """Images spread over each split, with their annotations drawn; none while the dataset is processing."""
+    return dataset_preview(unit.datasets.get(dataset_id), split=split, limit=limit)
+
+
+@router.get(
+    "/{dataset_id}/preview/{number}",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
+        304: {"description": "Not modified"},
+        **problem_responses(404, 422, 503),
+    },
+)
+def get_preview(
+    unit: ReadUnit,
+    found: AppServices,
+    dataset_id: DatasetId,
+    number: Annotated[int, Path(ge=0, le=MAX_PREVIEW)],
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """One picture. It never changes."""
+    dataset = unit.datasets.get(dataset_id)
+    pictures = dataset.preview or []
+    if number >= len(pictures) or dataset.storage_key is None:
+        raise NotFoundError(f"Dataset {dataset_id} has {len(pictures)} pictures, no number {number}.")
+    etag = f'"{pictures[number]["sha256"]}"'
+    headers = {"ETag": etag, "Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
+    if names(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+    content = b"".join(found.storage.get_range(preview_key(dataset.storage_key, number)))
+    return Response(content, headers=headers, media_type="image/webp")
+
+
 @router.delete("/{dataset_id}", status_code=204, responses=problem_responses(404, 409, 503))
 def remove_dataset(unit: WriteUnit, dataset_id: DatasetId) -> None:
     """Delete a dataset that no unfinished job needs."""
-    delete_dataset(unit, dataset_id)
+    usecase.delete_dataset(unit, dataset_id)
 
 
-def _checked(upload: Upload) -> str:
-    """The dataset's name, if the upload is what it claims to be."""
-    expected = upload.fields.get("sha256")
+def _read_create(value: Any) -> DatasetCreate:
+    try:
+        return validated(DatasetCreate, value)
+    except InvalidRequestError as error:
+        # A choice among sources puts the one that was chosen into the path of a fault.
+        for fault in error.errors:
+            fault["pointer"] = re.sub(r"^/source/(upload|uri|path)(?=/)", "/source", fault["pointer"])
+        raise
+
+
+def _create(found: Services, body: DatasetCreate, idempotency_key: str | None) -> Answer:
+    with found.database.write() as unit:
+        request_sha256 = fingerprint(body.model_dump(mode="json"))
+
+        def make() -> Answer:
+            source = body.source.model_dump(mode="json")
+            return _answer(usecase.create_dataset(unit, found.settings, source, name=body.name, sha256=body.sha256))
+
+        return answer_once(unit, "datasets.create", idempotency_key, request_sha256, make)
+
+
+def _store(found: Services, file: FormFile, idempotency_key: str | None) -> Answer:
+    spec = usecase.DatasetSpec(_checked_name(file), file.filename)
+    return usecase.store_dataset(
+        found.database, found.storage, spec, file.path, idempotency_key=idempotency_key, answer=_answer
+    )
+
+
+def _answer(dataset: Dataset) -> Answer:
+    read = dataset_read(dataset)
+    return Answer(read.urls.self, read.model_dump(mode="json"))
+
+
+def _checked_name(file: FormFile) -> str:
+    """The dataset's name, if the file is what it claims to be."""
+    expected = file.fields.get("sha256")
     if expected is not None and not SHA256.fullmatch(expected):
         raise _fault("/sha256", "invalid_sha256", "must be 64 lower-case hexadecimal digits")
-    if expected is not None and expected != upload.sha256:
-        raise _fault("/sha256", "sha256_mismatch", f"the file that arrived has SHA-256 {upload.sha256}")
-    name = upload.fields.get("name", upload.filename)
-    if not 1 <= len(name) <= 200:
-        raise _fault("/name", "invalid_name", "must have 1 to 200 characters")
-    if not _is_archive(upload.path):
+    if expected is not None and expected != file.sha256:
+        raise _fault("/sha256", "sha256_mismatch", f"the file that arrived has SHA-256 {file.sha256}")
+    name = file.fields.get("name", file.filename)
+    if not 1 <= len(name) <= usecase.MAX_NAME:
+        raise _fault("/name", "invalid_name", f"must have 1 to {usecase.MAX_NAME} characters")
+    if not _is_archive(file.path):
         raise UnsupportedMediaTypeError("The file is neither a zip nor a tar archive (plain, gzip, bzip2 or xz).")
     return name
 
@@ -136,25 +226,3 @@ def _is_archive(path: FilePath) -> bool:
 
 def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
     return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])
-
-
-def _store(found: Services, upload: Upload, idempotency_key: str | None) -> Answer:
-    name = _checked(upload)
-    dataset_id = new_id("ds")
-    # Before the transaction: a large file must not hold up other writers.
-    archive = found.storage.put_file(archive_key(dataset_id), upload.path)
-    stored = False
-    try:
-        with found.database.write() as unit:
-
-            def create() -> Answer:
-                dataset = register_dataset(unit, dataset_id, name=name, filename=upload.filename, archive=archive)
-                return Answer(f"/v1/datasets/{dataset_id}", dataset_read(dataset).model_dump(mode="json"))
-
-            request_sha256 = fingerprint({"name": name, "file": upload.sha256})
-            answer = answer_once(unit, "datasets.create", idempotency_key, request_sha256, create)
-        stored = not answer.replayed
-    finally:
-        if not stored:
-            found.storage.delete(archive.key)
-    return answer

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from sam3_lora.config import Section
 from service.api.schemas.lists import PageQuery, Read
 from service.shared.db.models import Dataset
+from service.shared.sources import shown
 from service.shared.states import DatasetState
 
 
@@ -28,9 +30,51 @@ class DatasetQuery(PageQuery):
     """Only datasets in these states, separated by commas."""
 
 
+class UploadSource(Section):
+    """A file that was uploaded in parts."""
+
+    type: Literal["upload"]
+    upload_id: str = Field(min_length=1, max_length=64)
+    """A completed upload."""
+
+
+class UriSource(Section):
+    """A file on a host that this server's operator allows; fetched once, without redirects."""
+
+    type: Literal["uri"]
+    uri: str = Field(min_length=1, max_length=2048, examples=["https://data.example.org/pallets.zip"])
+
+
+class PathSource(Section):
+    """A folder or an archive on the workers' disk, in a place that this server's operator allows; it is copied."""
+
+    type: Literal["path"]
+    path: str = Field(min_length=1, max_length=1024, examples=["/data/pallets"])
+
+
+class DatasetCreate(Section):
+    """A dataset that comes from elsewhere."""
+
+    name: str | None = Field(None, min_length=1, max_length=200, examples=["pallets"])
+    """For people; null: the file's name."""
+    source: Annotated[UploadSource | UriSource | PathSource, Field(discriminator="type")]
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Expected SHA-256 of the archive; a file that arrives changed is refused."""
+
+
+class DatasetSource(Read):
+    type: Literal["file", "upload", "uri", "path"]
+    """`file`: the archive came with the request."""
+    upload_id: str | None = None
+    uri: str | None = None
+    """Without its query."""
+    path: str | None = None
+
+
 class DatasetUrls(Read):
     self: str
     validation: str
+    preview: str
 
 
 class DatasetRead(Read):
@@ -41,16 +85,38 @@ class DatasetRead(Read):
     name: str
     status: DatasetState
     filename: str
-    bytes: int
-    sha256: str
+    source: DatasetSource
+    bytes: int | None
+    """Size of the archive; null until it has been fetched."""
+    sha256: str | None
+    """Of the archive. Datasets of the same bytes share one stored archive, and the report of a ready one."""
     summary: dict[str, Any] | None
     """Counts of the validation report, once there is one."""
     error: dict[str, Any] | None
-    """Why the check itself failed: `{code, message, hint, retryable}`."""
+    """Why the fetching or the check itself failed: `{code, message, hint, retryable}`."""
     created_at: datetime
     finished_at: datetime | None
     """When the check ended."""
     urls: DatasetUrls
+
+
+class PreviewImage(Read):
+    """An image of the dataset with its annotations drawn."""
+
+    split: Literal["train", "validation", "test"]
+    file_name: str
+    width: int
+    """Of the image itself, in pixels; the picture is smaller."""
+    height: int
+    instances: int
+    """Annotations of the image, drawn or not."""
+    url: str
+    """The picture (WebP)."""
+
+
+class DatasetPreview(Read):
+    object: Literal["list"] = "list"
+    data: list[PreviewImage]
 
 
 class DatasetValidation(Read):
@@ -71,13 +137,14 @@ def dataset_read(dataset: Dataset) -> DatasetRead:
         name=dataset.name,
         status=dataset.state,
         filename=dataset.filename,
-        bytes=dataset.size_bytes,
-        sha256=dataset.sha256,
+        source=DatasetSource(**shown(dataset.source)),
+        bytes=dataset.size_bytes if dataset.sha256 else None,
+        sha256=dataset.sha256 or None,
         summary=(dataset.report or {}).get("summary"),
         error=dataset.error,
         created_at=dataset.created_at,
         finished_at=dataset.finished_at,
-        urls=DatasetUrls(self=url, validation=f"{url}/validation"),
+        urls=DatasetUrls(self=url, validation=f"{url}/validation", preview=f"{url}/preview"),
     )
 
 
@@ -90,3 +157,12 @@ def dataset_validation(dataset: Dataset) -> DatasetValidation:
         issues=report.get("issues", []),
         stats=report.get("stats"),
     )
+
+
+def dataset_preview(dataset: Dataset, *, split: str | None, limit: int) -> DatasetPreview:
+    pictures = [
+        PreviewImage(url=f"/v1/datasets/{dataset.id}/preview/{number}", **each)
+        for number, each in enumerate(dataset.preview or [])
+        if split in (None, each["split"])
+    ]
+    return DatasetPreview(data=pictures[:limit])

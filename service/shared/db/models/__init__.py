@@ -6,6 +6,7 @@ from service.shared.db.models.datasets import Dataset
 from service.shared.db.models.estimates import Estimate
 from service.shared.db.models.idempotency import IdempotencyKey
 from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogChunk, MetricPoint
+from service.shared.db.models.uploads import Upload, UploadPart
 from service.shared.db.models.workers import Worker
 
 __all__ = [
@@ -21,5 +22,7 @@ __all__ = [
     "JobLabel",
     "LogChunk",
     "MetricPoint",
+    "Upload",
+    "UploadPart",
     "Worker",
 ]

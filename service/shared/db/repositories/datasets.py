@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, or_, select, update
 
-from service.shared.db.models import Dataset
+from service.shared.dataset_files import archive_of
+from service.shared.db.models import Dataset, Job
 from service.shared.db.repositories.attempts import Lease
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     from service.shared.clock import Clock
     from service.shared.retry import RetryPolicy
+    from service.shared.storage import StoredFile
 
+Pictures = list[dict[str, Any]]
 UNFINISHED = and_(Dataset.state == DatasetState.PROCESSING, Dataset.deleted_at.is_(None))
 
 
@@ -91,6 +94,37 @@ class DatasetRepository:
         ):
             raise NotFoundError(f"There is no dataset {dataset_id!r}.")
 
+    def find_twin(self, sha256: str) -> Dataset | None:
+        """A dataset with these bytes, best one that is ready. It, and so the archive, stays until the transaction ends.
+
+        Only a holder of this lock may let another dataset share the archive: then the archive of a deleted dataset
+        that nobody shares can gain no new user.
+        """
+        query = select(Dataset).where(
+            Dataset.sha256 == sha256, Dataset.storage_key.is_not(None), Dataset.deleted_at.is_(None)
+        )
+        best_first = (case((Dataset.state == DatasetState.READY, 0), else_=1), Dataset.created_at)
+        return self._session.scalars(query.order_by(*best_first).limit(1).with_for_update()).one_or_none()
+
+    def adopt_check(self, dataset: Dataset, twin: Dataset) -> Dataset:
+        """Take over what the check of a ready twin has found."""
+        found = {"report": twin.report, "preview": twin.preview, **self._ended(DatasetState.READY)}
+        return self._update(Dataset.id == dataset.id, UNFINISHED, **found) or dataset
+
+    def fetched(self, dataset_id: str, epoch: int, archive: StoredFile, source: dict[str, str]) -> Dataset:
+        """Note that a dataset's archive is in storage now, or that it shares the one of a twin.
+
+        Args:
+            source: as it is to be kept.
+
+        Raises:
+            LeaseLostError: if `epoch` no longer holds the dataset (also when it was deleted).
+        """
+        twin = self.find_twin(archive.sha256)
+        key = archive.key if twin is None else twin.storage_key
+        values = {"sha256": archive.sha256, "size_bytes": archive.size_bytes, "storage_key": key, "source": source}
+        return self._fenced(dataset_id, epoch, **values)
+
     def claim(self, worker_id: str) -> Dataset | None:
         """Take the oldest unchecked dataset under a new `epoch`; None if nothing is due."""
         now = self._clock.now()
@@ -124,9 +158,10 @@ class DatasetRepository:
         outcome: DatasetState,
         *,
         report: dict[str, Any] | None = None,
+        preview: Pictures | None = None,
         error: dict[str, Any] | None = None,
     ) -> Dataset:
-        """Store the outcome of the check: ready or invalid with a `report`, failed with an `error`.
+        """Store the outcome of the check: ready or invalid with a `report` and a `preview`, failed with an `error`.
 
         Afterwards call `jobs.release_waiting` in the same transaction and ring for the jobs it returns.
         `processing` with an `error` gives the dataset back for another attempt, or fails it when none is left.
@@ -137,7 +172,7 @@ class DatasetRepository:
         dataset = self._fenced(dataset_id, epoch, updated_at=self._clock.now())
         if outcome is DatasetState.PROCESSING:
             return self._fenced(dataset_id, epoch, **self._after_failure(dataset, error or {}))
-        return self._fenced(dataset_id, epoch, report=report, error=error, **self._ended(outcome))
+        return self._fenced(dataset_id, epoch, report=report, preview=preview, error=error, **self._ended(outcome))
 
     def drain(self, dataset_id: str, epoch: int) -> None:
         """Give the dataset back unchecked, due at once; does not count as an attempt.
@@ -191,9 +226,28 @@ class DatasetRepository:
         query = select(Dataset).where(Dataset.deleted_at.is_not(None), Dataset.storage_key.is_not(None))
         return self._session.scalars(query.limit(limit)).all()
 
-    def known_keys(self, keys: Sequence[str]) -> set[str | None]:
-        """Those of the storage keys that a dataset names."""
-        return set(self._session.scalars(select(Dataset.storage_key).where(Dataset.storage_key.in_(keys))))
+    def shares_archive(self, dataset: Dataset) -> bool:
+        """Whether another dataset that is not deleted has the same archive."""
+        others = (Dataset.storage_key == dataset.storage_key, Dataset.id != dataset.id, Dataset.deleted_at.is_(None))
+        return bool(self._session.scalar(select(exists().where(*others))))
+
+    def known_keys(self, keys: Sequence[str]) -> set[str]:
+        """Those of the storage keys that lie in the folder of a dataset's archive."""
+        archives = {key: archive_of(key) for key in keys}
+        known = set(
+            self._session.scalars(select(Dataset.storage_key).where(Dataset.storage_key.in_(set(archives.values()))))
+        )
+        return {key for key, archive in archives.items() if archive in known}
+
+    def unused(self, older_than_s: float, *, limit: int) -> Sequence[str]:
+        """Ids of checked datasets on which nothing has happened for so long: no check, no job that ran or runs."""
+        since = self._clock.now() - timedelta(seconds=older_than_s)
+        needs = or_(Job.dataset_id == Dataset.id, Job.validation_dataset_id == Dataset.id)
+        of_job = and_(needs, or_(Job.finished_at.is_(None), Job.finished_at > since))
+        query = select(Dataset.id).where(
+            Dataset.deleted_at.is_(None), Dataset.finished_at <= since, ~exists().where(of_job)
+        )
+        return self._session.scalars(query.order_by(Dataset.finished_at).limit(limit)).all()
 
     def forget_archive(self, dataset_id: str) -> None:
         """Note that a deleted dataset's archive is gone."""

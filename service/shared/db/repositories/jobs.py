@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import case, delete, func, insert, or_, select, update
 
 from service.shared.db.models import Attempt, Checkpoint, Dataset, Job, JobLabel
 from service.shared.db.repositories.events import EventRepository, NewEvent
@@ -261,9 +261,10 @@ class JobRepository:
         self._session.execute(update(Job).where(Job.id.in_(ids)).values(next_publish_at=again))
         return ids
 
-    def uses_dataset(self, dataset_id: str) -> bool:
-        """Whether a job that has not ended needs the dataset."""
-        return bool(self._session.scalar(select(exists().where(_uses(dataset_id), Job.state.not_in(TERMINAL)))))
+    def unfinished_on(self, dataset_id: str, *, limit: int) -> Sequence[str]:
+        """Ids of jobs that have not ended and need the dataset, oldest first."""
+        live = (_uses(dataset_id), Job.state.not_in(TERMINAL))
+        return self._session.scalars(select(Job.id).where(*live).order_by(Job.created_at, Job.id).limit(limit)).all()
 
     @staticmethod
     def _lease(worker_id: str, device: str | None, now: datetime) -> dict[str, Any]:

@@ -34,17 +34,21 @@ def draw_instances(
     """
     scale = width / pixels_HW3.shape[1]
     size = (width, max(1, round(pixels_HW3.shape[0] * scale)))
-    canvas = np.asarray(Image.fromarray(pixels_HW3).resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
-    anchors = []
+    canvas = np.array(Image.fromarray(pixels_HW3).resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
+    anchors: list[tuple[int, int] | None] = []
     for mask, colour in zip(masks, colours, strict=True):
         resized = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
         inside = np.asarray(resized) > 127
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        if not len(rows):
+            anchors.append(None)
+            continue
+        anchors.append((int(columns[0]), int(rows[0])))
+        window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        part, shown = inside[window], canvas[window]
         tint = np.asarray(PALETTE[colour % len(PALETTE)], dtype=np.float32)
-        edge = inside & ~_eroded(inside)
-        canvas = np.where(inside[..., None], canvas * (1 - OPACITY) + tint * OPACITY, canvas)
-        canvas = np.where(edge[..., None], tint, canvas)
-        rows, columns = np.nonzero(inside)
-        anchors.append((int(columns.min()), int(rows.min())) if len(rows) else None)
+        shown[part] = shown[part] * (1 - OPACITY) + tint * OPACITY
+        shown[part & ~_eroded(part)] = tint
     image = Image.fromarray(canvas.astype(np.uint8))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for anchor, label, colour in zip(anchors, labels, colours, strict=True):
@@ -71,10 +75,11 @@ def side_by_side(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -
 
 
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    inner = mask.copy()
-    for axis in (0, 1):
-        for shift in (-1, 1, -2, 2):
-            inner &= np.roll(mask, shift, axis)
+    """Without the pixels within two of an edge, the array's own included."""
+    inner, padded = mask.copy(), np.pad(mask, 2)
+    height, width = mask.shape
+    for shift in (0, 1, 3, 4):
+        inner &= padded[shift : shift + height, 2 : 2 + width] & padded[2 : 2 + height, shift : shift + width]
     return inner
 
 

@@ -1,6 +1,5 @@
-"""Streaming a multipart upload to a staging file: bounded, hashed on the way, gone if anything goes wrong."""
+"""Streaming a multipart form with one file to a staging file: bounded, hashed on the way."""
 
-import errno
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,34 +7,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-import anyio
 from anyio import to_thread
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect
 
+from service.api.incoming import FLUSH_BYTES, body_chunks, staging_file
 from service.shared.db.models.base import UNSTORABLE
 from service.shared.errors import (
     InvalidRequestError,
     MalformedRequestError,
     PayloadTooLargeError,
-    RequestTimeoutError,
     ServiceError,
-    StorageFullError,
     UnsupportedMediaTypeError,
 )
-from service.shared.ids import new_id
 
 MAX_FIELD_BYTES = 4096
 MAX_PARTS = 8
-FLUSH_BYTES = 2**20
+MAX_FILENAME = 200
 # Room for boundaries, part headers and text fields beside the file.
 OVERHEAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Upload:
+class FormFile:
     """A file that arrived complete; `fields` are the other parts of the form."""
 
     path: Path
@@ -46,9 +41,9 @@ class Upload:
 
 
 @asynccontextmanager
-async def receive_upload(
+async def receive_form(
     request: Request, staging_dir: Path, *, known_fields: frozenset[str], max_bytes: int, idle_timeout_s: float
-) -> AsyncIterator[Upload]:
+) -> AsyncIterator[FormFile]:
     """Receive a form of one part `file` and optional text fields; the file is deleted on leaving.
 
     Raises:
@@ -57,49 +52,33 @@ async def receive_upload(
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data":
-        raise UnsupportedMediaTypeError("Send the archive as multipart/form-data with a part named 'file'.")
+        raise UnsupportedMediaTypeError(
+            "Send the archive as multipart/form-data with a part named 'file', or JSON that names its source."
+        )
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
         raise MalformedRequestError("The multipart boundary is missing or too long.")
     too_large = PayloadTooLargeError(f"The archive is larger than {max_bytes} bytes.")
     if int(request.headers.get("content-length", "0")) > max_bytes + OVERHEAD_BYTES:
         raise too_large
-    staging_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = staging_dir / new_id("req")
-    try:
-        with path.open("xb") as file:
-            form = _Form(boundary, file, known_fields, max_bytes, too_large)
-            await _feed(request, form, idle_timeout_s)
-        yield form.upload(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError("No space is left for uploads: delete datasets or enlarge the disk.") from error
-        raise
-    finally:
-        await to_thread.run_sync(path.unlink, True)
+    async with staging_file(staging_dir) as (path, file):
+        form = _Form(boundary, file, known_fields, max_bytes, too_large)
+        received = 0
+        async for chunk in body_chunks(request, idle_timeout_s=idle_timeout_s):
+            received += len(chunk)
+            if received > max_bytes + OVERHEAD_BYTES:
+                raise too_large
+            form.feed(chunk)
+            if len(form.pending) >= FLUSH_BYTES:
+                await to_thread.run_sync(form.flush)
+        form.close()
+        await to_thread.run_sync(form.flush)
+        yield form.file(path)
 
 
-async def _feed(request: Request, form: "_Form", idle_timeout_s: float) -> None:
-    stream = request.stream().__aiter__()
-    received = 0
-    while True:
-        try:
-            with anyio.fail_after(idle_timeout_s):
-                chunk = await anext(stream, None)
-        except TimeoutError:
-            raise RequestTimeoutError(f"The upload stalled for {idle_timeout_s:g} seconds.") from None
-        except ClientDisconnect:
-            raise MalformedRequestError("The connection broke before the upload was complete.") from None
-        if chunk is None:
-            break
-        received += len(chunk)
-        if received > form.max_bytes + OVERHEAD_BYTES:
-            raise form.too_large
-        form.feed(chunk)
-        if len(form.pending) >= FLUSH_BYTES:
-            await to_thread.run_sync(form.flush)
-    form.close()
-    await to_thread.run_sync(form.flush)
+def plain_filename(name: str) -> str:
+    """The last part of what a client calls the file: some send a whole path."""
+    return name.replace("\\", "/").rpartition("/")[2][:MAX_FILENAME] or "archive"
 
 
 @dataclass
@@ -117,8 +96,8 @@ class _Form:
     def __init__(
         self, boundary: bytes, file: BinaryIO, known_fields: frozenset[str], max_bytes: int, too_large: ServiceError
     ) -> None:
-        self.max_bytes = max_bytes
-        self.too_large = too_large
+        self._max_bytes = max_bytes
+        self._too_large = too_large
         self.pending = bytearray()
         self._file = file
         self._known_fields = known_fields
@@ -162,9 +141,8 @@ class _Form:
         if self._complete:
             self._file.flush()
 
-    def upload(self, path: Path) -> Upload:
-        filename = self._filename or ""
-        return Upload(path, filename, self._size_bytes, self._digest.hexdigest(), self._fields)
+    def file(self, path: Path) -> FormFile:
+        return FormFile(path, self._filename or "", self._size_bytes, self._digest.hexdigest(), self._fields)
 
     def _begin_part(self) -> None:
         self._part = _Part()
@@ -191,9 +169,7 @@ class _Form:
         if name == "file":
             if self._filename is not None:
                 raise _fault("/file", "duplicate", "the form has two parts named 'file'")
-            filename = _text(options.get(b"filename", b""), "/file")
-            # Some clients send a whole path; only its last part is a name.
-            self._filename = filename.replace("\\", "/").rpartition("/")[2][:200] or "archive"
+            self._filename = plain_filename(_text(options.get(b"filename", b""), "/file"))
         elif name not in self._known_fields:
             known = ", ".join(["file", *sorted(self._known_fields)])
             raise _fault(f"/{name[:100]}", "extra_forbidden", f"unknown part; known: {known}")
@@ -203,8 +179,8 @@ class _Form:
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._part.name == "file":
             self._size_bytes += end - start
-            if self._size_bytes > self.max_bytes:
-                raise self.too_large
+            if self._size_bytes > self._max_bytes:
+                raise self._too_large
             self.pending += data[start:end]
         else:
             self._part.text += data[start:end]

@@ -1,0 +1,89 @@
+"""Uploads in parts as clients announce and see them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from sam3_lora.config import Section
+from service.api.schemas.lists import Read
+from service.shared.db.models import Upload, UploadPart
+
+MIB = 2**20
+
+
+class UploadCreate(Section):
+    """A file that will be sent in parts."""
+
+    filename: str = Field(min_length=1, max_length=200, examples=["pallets.zip"])
+    """What the file is called; of a path, the last part."""
+    bytes: int = Field(ge=1, le=2**50, examples=[7_340_032_000])
+    """Size of the whole file."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the whole file in lower-case hexadecimal digits; checked on completion."""
+    part_bytes: int | None = Field(None, ge=64 * 1024, le=1024 * MIB, examples=[64 * MIB])
+    """Size of every part but the last; null: 64 MiB, or as much as makes at most 10,000 parts."""
+
+
+class UploadPartRead(Read):
+    """A part that has arrived."""
+
+    object: Literal["upload.part"] = "upload.part"
+    upload_id: str
+    number: int
+    """From 1."""
+    bytes: int
+    sha256: str
+
+
+class UploadUrls(Read):
+    self: str
+    part: str
+    """Replace `{number}` and PUT the part's bytes there."""
+    complete: str
+
+
+class UploadRead(Read):
+    """A file on its way. Send again what is not in `parts`, in any order, then complete it."""
+
+    id: str
+    object: Literal["upload"] = "upload"
+    status: Literal["pending", "completed", "expired"]
+    """Only a `completed` upload can become a dataset; it stays so until it expires."""
+    filename: str
+    bytes: int
+    sha256: str | None
+    """As announced; of the whole file once it is completed."""
+    part_bytes: int
+    part_count: int
+    parts: list[UploadPartRead]
+    """The parts that have arrived, in order; empty once the upload is completed."""
+    created_at: datetime
+    expires_at: datetime
+    """Each part that arrives moves it."""
+    completed_at: datetime | None
+    urls: UploadUrls
+
+
+def upload_read(upload: Upload, parts: Sequence[UploadPart], now: datetime) -> UploadRead:
+    url = f"/v1/uploads/{upload.id}"
+    status: Literal["pending", "completed", "expired"] = "pending" if upload.completed_at is None else "completed"
+    return UploadRead(
+        id=upload.id,
+        status="expired" if upload.expires_at <= now else status,
+        filename=upload.filename,
+        bytes=upload.size_bytes,
+        sha256=upload.sha256,
+        part_bytes=upload.part_bytes,
+        part_count=upload.part_count,
+        parts=[part_read(part) for part in parts],
+        created_at=upload.created_at,
+        expires_at=upload.expires_at,
+        completed_at=upload.completed_at,
+        urls=UploadUrls(self=url, part=f"{url}/parts/{{number}}", complete=f"{url}/complete"),
+    )
+
+
+def part_read(part: UploadPart) -> UploadPartRead:
+    return UploadPartRead(upload_id=part.upload_id, number=part.number, bytes=part.size_bytes, sha256=part.sha256)

@@ -1,0 +1,99 @@
+"""Bring a dataset that lies elsewhere here: by URI, or from this machine's disk. Its archive then goes to storage."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.shared.errors import SourceRefusedError
+from service.shared.sources import check_path, check_uri
+from worker.download import download
+from worker.failures import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from service.shared.settings import Settings
+
+CHUNK_BYTES = 2**20
+
+
+def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, on_chunk: Callable[[], None]) -> None:
+    """Write the archive that a source names to a new file; a folder becomes a tar, the same for the same files.
+
+    Raises:
+        SourceError: if it cannot be read, or may not be: settings may have changed since it was accepted.
+    """
+    try:
+        if source["type"] == "uri":
+            check_uri(settings, source["uri"])
+            download(
+                source["uri"],
+                target,
+                max_bytes=settings.max_upload_bytes,
+                idle_timeout_s=settings.upload_idle_timeout_s,
+                timeout_s=settings.fetch_timeout_s,
+                on_chunk=on_chunk,
+            )
+        else:
+            _copy(_resolved(check_path(settings, source["path"]), settings), target, settings, on_chunk)
+    except SourceRefusedError as error:
+        raise SourceError("source_refused", error.message) from None
+
+
+def _resolved(path: Path, settings: Settings) -> Path:
+    """The place itself, which still lies under an allowed root once links are followed."""
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise SourceError("source_unavailable", f"The worker finds no {path}.") from error
+    if not any(real.is_relative_to(root.resolve()) for root in settings.dataset_roots):
+        raise SourceError("source_refused", f"{path} leads out of the folders that may be read.")
+    return real
+
+
+def _copy(source: Path, target: Path, settings: Settings, on_chunk: Callable[[], None]) -> None:
+    limit = settings.max_upload_bytes
+    try:
+        if source.is_dir():
+            _pack(source, target, limit, on_chunk)
+            return
+        if not source.is_file():
+            raise SourceError("source_unavailable", f"{source} is neither a file nor a folder.")
+        with source.open("rb") as content, target.open("xb") as file:
+            while chunk := content.read(CHUNK_BYTES):
+                file.write(chunk)
+                _refuse_large(file.tell(), limit)
+                on_chunk()
+    except PermissionError as error:
+        raise SourceError("source_unavailable", f"The worker may not read {error.filename}.") from error
+
+
+def _pack(folder: Path, target: Path, limit: int, on_chunk: Callable[[], None]) -> None:
+    """A tar of the regular files, links left out, that depends on nothing but their names and contents."""
+    packed = 0
+    with tarfile.open(target, "x:") as archive:
+        for path in _regular_files(folder):
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as content:
+                member = tarfile.TarInfo(path.relative_to(folder).as_posix())
+                member.size = os.fstat(content.fileno()).st_size
+                packed += member.size
+                _refuse_large(packed, limit)
+                archive.addfile(member, content)
+            on_chunk()
+
+
+def _regular_files(folder: Path) -> Iterator[Path]:
+    for top, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(top, name)
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _refuse_large(size_bytes: int, limit: int) -> None:
+    if size_bytes > limit:
+        raise SourceError("source_too_large", f"The dataset is larger than {limit} bytes.")
