@@ -13,6 +13,7 @@ import structlog
 from sam3_lora.errors import CheckpointError
 from service.shared.db.repositories.checkpoints import CheckpointManifest
 from service.shared.errors import NotFoundError
+from service.shared.zip_layout import ZipLayout, members_of, reader_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,8 @@ class Publisher:
             return None
         # A name of its own for each: what a client downloads is never overwritten.
         prefix = f"jobs/{self._job_id}/e{self._epoch}/{kind}-step-{step}-{secrets.token_hex(4)}"
+        members = members_of(scratch)
+        archive_sha256 = ZipLayout(members).sha256(reader_of(scratch))
         files = {
             path.name: self._storage.put_file(f"{prefix}/{path.name}", path, on_chunk=self._lease.check)
             for path in sorted(scratch.iterdir())
@@ -70,6 +73,8 @@ class Publisher:
             metric=event.data.get("metric"),
             value=None if value is None else float(value),
             files=files,
+            crc32={member.name: member.crc32 for member in members},
+            archive_sha256=archive_sha256,
         )
         checkpoint = self._lease.insist(lambda: self._announce(manifest))
         for key in self._lease.insist(self._withdraw_replaced):

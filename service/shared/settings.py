@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """Longest wait between attempts, in seconds."""
     ingest_max_attempts: int = Field(3, ge=1, le=100)
     """Attempts to check an uploaded dataset before it fails."""
+    work_max_attempts: int = Field(2, ge=1, le=100)
+    """Attempts at a prediction or an export before it fails."""
 
     max_upload_bytes: int = Field(20 * GIB, ge=1)
     """Largest dataset archive, in bytes."""

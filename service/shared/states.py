@@ -1,4 +1,4 @@
-"""States of jobs and datasets, and every move between them: who may make which.
+"""States of jobs, datasets and other work, and every move between them: who may make which.
 
 A move that is not listed is refused here and again by a database trigger. Terminal states are never left.
 """
@@ -24,6 +24,15 @@ class DatasetState(StrEnum):
     PROCESSING = "processing"
     READY = "ready"
     INVALID = "invalid"
+    FAILED = "failed"
+
+
+class WorkState(StrEnum):
+    """States of a piece of work that is no job: a prediction, an export."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
     FAILED = "failed"
 
 
@@ -76,6 +85,15 @@ DATASET_MOVES: dict[tuple[DatasetState, DatasetState], frozenset[Actor]] = {
     (DatasetState.PROCESSING, DatasetState.INVALID): frozenset({Actor.INGEST}),
     (DatasetState.PROCESSING, DatasetState.FAILED): frozenset({Actor.INGEST, Actor.REAPER}),
 }
+
+WORK_MOVES: frozenset[tuple[WorkState, WorkState]] = frozenset(
+    {
+        (WorkState.QUEUED, WorkState.RUNNING),
+        (WorkState.RUNNING, WorkState.QUEUED),
+        (WorkState.RUNNING, WorkState.SUCCEEDED),
+        (WorkState.RUNNING, WorkState.FAILED),
+    }
+)
 
 
 def sources(to: JobState, by: Actor) -> frozenset[JobState]:

@@ -3,12 +3,21 @@
 from datetime import datetime
 from typing import Literal
 
+from service.api.downloads import archive_layout
 from service.api.schemas.lists import Read
 from service.shared.db.models import Checkpoint
 
 
 class CheckpointFileRead(Read):
     name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+class ArchiveRead(Read):
+    """All files as one zip archive, byte for byte the same at every download."""
+
     bytes: int
     sha256: str
     url: str
@@ -27,6 +36,8 @@ class CheckpointRead(Read):
     metric: str | None
     value: float | None
     files: list[CheckpointFileRead]
+    archive: ArchiveRead | None
+    """Null for a checkpoint of an older version of this service."""
     created_at: datetime
 
 
@@ -54,5 +65,16 @@ def checkpoint_read(checkpoint: Checkpoint) -> CheckpointRead:
             )
             for file in checkpoint.files
         ],
+        archive=_archive(checkpoint),
         created_at=checkpoint.created_at,
+    )
+
+
+def _archive(checkpoint: Checkpoint) -> ArchiveRead | None:
+    if checkpoint.archive_sha256 is None:
+        return None
+    return ArchiveRead(
+        bytes=archive_layout(checkpoint.files).size_bytes,
+        sha256=checkpoint.archive_sha256,
+        url=f"/v1/checkpoints/{checkpoint.id}/archive",
     )

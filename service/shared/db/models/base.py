@@ -102,4 +102,5 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         dict[str, Any]: StorableJson,
         list[str]: StorableJson,
+        list[Any]: StorableJson,
     }
