@@ -28,7 +28,7 @@ class DatasetState(StrEnum):
 
 
 class WorkState(StrEnum):
-    """States of a piece of work that is no job: a prediction, an export."""
+    """States of a piece of work that is no job: queued > running > succeeded or failed, or back to queued."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -85,15 +85,6 @@ DATASET_MOVES: dict[tuple[DatasetState, DatasetState], frozenset[Actor]] = {
     (DatasetState.PROCESSING, DatasetState.INVALID): frozenset({Actor.INGEST}),
     (DatasetState.PROCESSING, DatasetState.FAILED): frozenset({Actor.INGEST, Actor.REAPER}),
 }
-
-WORK_MOVES: frozenset[tuple[WorkState, WorkState]] = frozenset(
-    {
-        (WorkState.QUEUED, WorkState.RUNNING),
-        (WorkState.RUNNING, WorkState.QUEUED),
-        (WorkState.RUNNING, WorkState.SUCCEEDED),
-        (WorkState.RUNNING, WorkState.FAILED),
-    }
-)
 
 
 def sources(to: JobState, by: Actor) -> frozenset[JobState]:

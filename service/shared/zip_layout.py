@@ -1,7 +1,7 @@
 """Zip archives that are never written: every byte of one follows from the names, sizes and CRCs of its members.
 
 Members are stored, not compressed, and dated 1980-01-01, so that an archive has one length and one hash for ever and
-any part of it can be read by itself: downloads resume. Format: PKWARE APPNOTE 6.3.10; zip64 only where 4 GiB are passed.
+any part of it can be read by itself: downloads resume. Format: PKWARE APPNOTE 6.3.10, with zip64 above 4 GiB.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ZipLayout:
 
     def __init__(self, members: Sequence[Member]) -> None:
         size_bytes = sum(member.size_bytes + 2 * len(member.name.encode()) + 200 for member in members) + 200
-        self._large = size_bytes > LIMIT_32
+        self._large = self._is_large(size_bytes)
         self._pieces: list[bytes | Member] = []
         directory, offset = b"", 0
         for member in members:
@@ -74,6 +74,10 @@ class ZipLayout:
             digest.update(chunk)
         return digest.hexdigest()
 
+    @staticmethod
+    def _is_large(size_bytes: int) -> bool:
+        return size_bytes > LIMIT_32
+
     def _local_header(self, member: Member) -> bytes:
         size, extra = member.size_bytes, b""
         if self._large:
@@ -104,9 +108,7 @@ class ZipLayout:
             return struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, size, offset, 0)
         version = VERSION_64
         made_by = MADE_ON_UNIX | version
-        end_64 = struct.pack(
-            "<4sQHHIIQQQQ", b"PK\x06\x06", 44, made_by, version, 0, 0, count, count, size, offset
-        )
+        end_64 = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, made_by, version, 0, 0, count, count, size, offset)
         locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, offset + size, 1)
         return end_64 + locator + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, *[0xFFFF] * 2, *[LIMIT_32] * 2, 0)
 
@@ -117,9 +119,7 @@ class ZipLayout:
 
 def members_of(folder: Path) -> list[Member]:
     """The files directly in a folder, by name."""
-    return [
-        Member(path.name, path.stat().st_size, _crc32(path)) for path in sorted(folder.iterdir()) if path.is_file()
-    ]
+    return [Member(path.name, path.stat().st_size, _crc32(path)) for path in sorted(folder.iterdir()) if path.is_file()]
 
 
 def reader_of(folder: Path) -> Reader:

@@ -45,7 +45,5 @@ class PredictionRepository(WorkRepository[Prediction]):
     def known_keys(self, keys: Sequence[str]) -> set[str | None]:
         """Those of the storage keys that a prediction names."""
         named = select(Prediction.image_key, Prediction.overlay_key)
-        rows = self._session.execute(
-            named.where(or_(Prediction.image_key.in_(keys), Prediction.overlay_key.in_(keys)))
-        )
+        rows = self._session.execute(named.where(or_(Prediction.image_key.in_(keys), Prediction.overlay_key.in_(keys))))
         return {key for row in rows for key in row}

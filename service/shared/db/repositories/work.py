@@ -37,7 +37,7 @@ class WorkRepository(Generic[Row]):
         self._session = session
         self._clock = clock
         self._retry = retry
-        self._model = model
+        self._model: type[Row] = model
         self._max_attempts = max_attempts
 
     def add(self, row: Row) -> Row:
@@ -57,11 +57,7 @@ class WorkRepository(Generic[Row]):
         model, now = self._model, self._clock.now()
         due = (model.state == WorkState.QUEUED, or_(model.not_before.is_(None), model.not_before <= now))
         chosen = self._session.scalar(
-            select(model.id)
-            .where(*due)
-            .order_by(model.created_at, model.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
+            select(model.id).where(*due).order_by(model.created_at, model.id).limit(1).with_for_update(skip_locked=True)
         )
         if chosen is None:
             return None
@@ -105,7 +101,9 @@ class WorkRepository(Generic[Row]):
     def leases(self) -> Sequence[Lease]:
         """Every held lease."""
         model = self._model
-        rows = self._session.execute(select(model.id, model.epoch, model.hb_seq).where(model.state == WorkState.RUNNING))
+        rows = self._session.execute(
+            select(model.id, model.epoch, model.hb_seq).where(model.state == WorkState.RUNNING)
+        )
         return [Lease(*row) for row in rows]
 
     def reap(self, lease: Lease) -> Row:
