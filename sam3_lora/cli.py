@@ -409,3 +409,7 @@ def train_command() -> None:
 def main() -> None:
     """Entry point of the `sam3-lora` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,17 @@ from service.api import errors
 from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.middleware import RequestContext
-from service.api.routes import checkpoints, datasets, jobs, operations
+from service.api.routes import (
+    checkpoints,
+    datasets,
+    evaluation,
+    jobs,
+    models,
+    operations,
+    predictions,
+    samples,
+)
+from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -33,6 +43,7 @@ TAGS = [
     {"name": "datasets", "description": "Images with COCO annotations, checked before they are used."},
     {"name": "jobs", "description": "Training runs."},
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
+    {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -58,11 +69,11 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.services = Services(settings, database, Storage(settings), queue, clock)
+    app.state.services = Services(settings, database, Storage(settings), queue, clock, PredictionWatch(database))
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()
-    for module in (datasets, jobs, checkpoints, operations):
+    for module in (datasets, jobs, evaluation, samples, checkpoints, models, predictions, operations):
         router.include_router(module.router)
     app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(router)

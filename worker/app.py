@@ -1,6 +1,6 @@
-"""The worker process: `python -m worker.app --queue gpu|cpu`; one per GPU, and at least one for the CPU queue.
+"""The worker process: `python -m worker.app --queue gpu|cpu|predict`; one per GPU, and at least one of the others.
 
-The only place that wires a worker. It never imports a training framework: each job trains in a child process.
+The only place that wires a worker. It never imports a training framework: models live in child processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypedDict
 
 import structlog
 from celery import signals
@@ -29,10 +30,12 @@ from service.shared.settings import Settings, load
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from worker import device
+from worker.exporter import ExportRunner
 from worker.ingest import IngestRunner
+from worker.predictor import PredictRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
-from worker.tasks import ingest, training
+from worker.tasks import export, ingest, predict, training
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,13 +43,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-GPU, CPU = "gpu", "cpu"
+HELP = "gpu: train; cpu: check datasets, export models; predict: answer predictions"
+GPU, CPU, PREDICT = "gpu", "cpu", "predict"
+
+
+class _Worker(TypedDict):
+    """What every runner is told of its worker."""
+
+    worker_id: str
+    is_draining: Callable[[], bool]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Work until SIGTERM; then put the work in progress back and exit."""
     parser = argparse.ArgumentParser(prog="worker.app", description="Run a worker of the training service.")
-    parser.add_argument("--queue", choices=[GPU, CPU], required=True, help="gpu: train; cpu: check datasets")
+    parser.add_argument("--queue", choices=[GPU, CPU, PREDICT], required=True, help=HELP)
     options = parser.parse_args(arguments)
     try:
         settings = load()
@@ -67,17 +78,20 @@ def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) 
         app = celery_app(settings)
         draining = threading.Event()
         places = (settings, database, storage, workspace)
-        runner: TrainingRunner | IngestRunner
+        me: _Worker = {"worker_id": worker_id, "is_draining": draining.is_set}
+        model: str | None = None
         if queue == GPU:
-            model, register = device.name(), training.register
-            runner = TrainingRunner(
-                *places, worker_id=worker_id, device=model, is_draining=draining.is_set, trainer=trainer
-            )
+            model, tasks = device.name(), [training]
+            run_next = TrainingRunner(*places, **me, device=model, trainer=trainer).run_next
+        elif queue == PREDICT:
+            tasks, run_next = [predict], stack.enter_context(PredictRunner(*places, **me)).run_next
         else:
-            model, register = None, ingest.register
-            runner = IngestRunner(*places, worker_id=worker_id, is_draining=draining.is_set)
-        station = Station(runner.run_next, draining=draining, poll_interval_s=settings.poll_interval_s)
-        register(app, station)
+            tasks = [ingest, export]
+            runners = IngestRunner(*places, **me), ExportRunner(*places, **me)
+            run_next = lambda: any(runner.run_next() for runner in runners)  # noqa: E731 - the first that has work
+        station = Station(run_next, draining=draining, poll_interval_s=settings.poll_interval_s)
+        for task in tasks:
+            task.register(app, station)
         stack.enter_context(_present(settings, database, worker_id, queue, model))
         stack.callback(station.close, settings.terminate_grace_s + settings.kill_grace_s)
         # Celery's warm shutdown waits for the task in progress, which ends soon once it is drained.

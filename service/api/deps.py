@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock
 from service.shared.queue import Queue
 from service.shared.settings import Settings
@@ -22,6 +23,7 @@ class Services:
     storage: Storage
     queue: Queue
     clock: Clock
+    predictions: PredictionWatch
 
 
 def services(request: Request) -> Services:

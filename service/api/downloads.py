@@ -20,7 +20,7 @@ from service.api.conditional import (
 )
 from service.api.errors import problem, problem_responses
 from service.shared.errors import NotFoundError, StorageError
-from service.shared.storage import Storage
+from service.shared.storage import Storage, StoredFile
 from service.shared.zip_layout import Member, ZipLayout
 
 
@@ -74,9 +74,13 @@ def download_responses(media_type: str, *statuses: int) -> dict[int | str, dict[
     }
 
 
+def of_row(row: Kept) -> StoredFile:
+    return StoredFile(row.storage_key, row.size_bytes, row.sha256)
+
+
 def stored(
     storage: Storage,
-    file: Kept,
+    file: StoredFile,
     *,
     filename: str,
     media_type: str,
@@ -88,7 +92,7 @@ def stored(
 
     def read(start: int, end: int) -> Iterator[bytes]:
         _check(storage, file, filename)
-        return storage.get_range(file.storage_key, start, end)
+        return storage.get_range(file.key, start, end)
 
     return Download(
         filename, media_type, file.size_bytes, file.sha256, created_at, read, inline=inline, headers=headers or {}
@@ -111,7 +115,7 @@ def archived(
 
     def read(start: int, end: int) -> Iterator[bytes]:
         for file in files:
-            _check(storage, file, file.name)
+            _check(storage, of_row(file), file.name)
         return layout.read(start, end, read_member)
 
     return Download(filename, "application/zip", layout.size_bytes, sha256, created_at, read)
@@ -164,9 +168,9 @@ def _headers(download: Download, version: Version) -> dict[str, str]:
     }
 
 
-def _check(storage: Storage, file: Kept, name: str) -> None:
+def _check(storage: Storage, file: StoredFile, name: str) -> None:
     try:
-        intact = storage.size(file.storage_key) == file.size_bytes
+        intact = storage.size(file.key) == file.size_bytes
     except NotFoundError:
         intact = False
     if not intact:

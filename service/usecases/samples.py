@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from service.shared.errors import NotFoundError
+from service.shared.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,10 @@ def list_samples(unit: UnitOfWork, storage: Storage, job_id: str) -> Samples:
     index = files.get(INDEX.removeprefix(f"{FOLDER}/"))
     if index is None:
         return Samples([], {})
-    return Samples(json.loads(b"".join(storage.get_range(index.storage_key))), files)
+    content = b"".join(storage.get_range(index.storage_key))
+    if hashlib.sha256(content).hexdigest() != index.sha256:
+        raise StorageError(f"The index of the samples of job {job_id} is damaged in storage.")
+    return Samples(json.loads(content), files)
 
 
 def get_sample(unit: UnitOfWork, job_id: str, position: int, panel: str) -> Artifact:

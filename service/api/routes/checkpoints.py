@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, ReadUnit
-from service.api.downloads import archived, download_responses, media_type_of, send, stored
+from service.api.downloads import archived, download_responses, media_type_of, of_row, send, stored
 from service.api.errors import problem_responses
 from service.api.schemas.checkpoints import CheckpointRead, checkpoint_read
 from service.shared.errors import NotFoundError
@@ -45,7 +45,7 @@ def download_file(
     """
     checkpoint, file = unit.checkpoints.get(checkpoint_id), unit.checkpoints.get_file(checkpoint_id, name)
     download = stored(
-        found.storage, file, filename=name, media_type=media_type_of(name), created_at=checkpoint.created_at
+        found.storage, of_row(file), filename=name, media_type=media_type_of(name), created_at=checkpoint.created_at
     )
     return send(request, conditions, download)
 

@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, ReadUnit
-from service.api.downloads import download_responses, send, stored
+from service.api.downloads import download_responses, of_row, send, stored
 from service.api.errors import problem_responses
 from service.api.schemas.evaluation import EvaluationRead, evaluation_read
 from service.usecases.evaluation import get_evaluation
@@ -50,7 +50,7 @@ def download_evaluation(
     file = unit.artifacts.get(job_id, f"evaluation/{model}/{name}")
     download = stored(
         found.storage,
-        file,
+        of_row(file),
         filename=f"{model}-{name}",
         media_type="application/json",
         created_at=file.created_at,
@@ -67,7 +67,8 @@ def download_report(
     conditions: RequestConditions,
     job_id: JobId,
     form: Annotated[
-        Literal["html", "json"], Query(alias="format", description="A page that stands alone, or the figures of the run.")
+        Literal["html", "json"],
+        Query(alias="format", description="A page that stands alone, or the figures of the run."),
     ] = "html",
 ) -> Response:
     """The report of a run that has ended: figures, curves, the worst images."""
@@ -76,7 +77,7 @@ def download_report(
     media_type = "text/html; charset=utf-8" if form == "html" else "application/json"
     download = stored(
         found.storage,
-        file,
+        of_row(file),
         filename=f"{job_id}-report.{form}",
         media_type=media_type,
         created_at=file.created_at,

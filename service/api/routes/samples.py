@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, ReadUnit
-from service.api.downloads import download_responses, send, stored
+from service.api.downloads import download_responses, of_row, send, stored
 from service.api.errors import problem_responses
 from service.api.schemas.samples import SampleList, sample_list
 from service.usecases import samples as usecase
@@ -42,7 +42,7 @@ def download_sample(
     file = usecase.get_sample(unit, job_id, position, panel)
     download = stored(
         found.storage,
-        file,
+        of_row(file),
         filename=f"{position}-{panel}.jpg",
         media_type="image/jpeg",
         created_at=file.created_at,

@@ -99,6 +99,9 @@ class JobUrls(Read):
     metrics: str
     logs: str
     checkpoints: str
+    evaluation: str
+    report: str
+    samples: str
     dataset: str
 
 
@@ -222,6 +225,9 @@ def job_read(job: Job, jobs_ahead: int | None) -> JobRead:
             metrics=f"{url}/metrics",
             logs=f"{url}/logs",
             checkpoints=f"{url}/checkpoints",
+            evaluation=f"{url}/evaluation",
+            report=f"{url}/report",
+            samples=f"{url}/samples",
             dataset=f"/v1/datasets/{job.dataset_id}",
         ),
     )

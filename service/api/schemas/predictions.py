@@ -1,0 +1,90 @@
+"""Predictions as clients see them."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from service.api.schemas.lists import Read
+from service.shared.db.models import Prediction
+from service.shared.states import WorkState
+
+
+class MaskRle(Read):
+    """A mask as COCO's compressed run-length encoding."""
+
+    size: list[int] = Field(examples=[[480, 640]])
+    """Height and width in pixels."""
+    counts: str
+
+
+class Detection(Read):
+    box: list[float] = Field(examples=[[12.5, 30.0, 210.0, 188.5]])
+    """x1, y1, x2, y2 in pixels of the upright image."""
+    score: float
+    segmentation: MaskRle | None
+
+
+class Answer(Read):
+    prompt: str
+    """`visual` where boxes were asked alone."""
+    presence: float
+    """Probability that the image shows it at all."""
+    detections: list[Detection]
+    """Best first, at most 100."""
+
+
+class ImageRead(Read):
+    width: int
+    height: int
+    """Pixels, after the EXIF orientation."""
+    sha256: str
+
+
+class PredictionError(Read):
+    code: str
+    message: str
+    hint: str
+    retryable: bool
+
+
+class PredictionUrls(Read):
+    self: str
+    model: str
+
+
+class PredictionRead(Read):
+    """A question to a model about one image, and the answer to each prompt."""
+
+    id: str
+    object: Literal["prediction"] = "prediction"
+    model_id: str
+    status: WorkState
+    image: ImageRead
+    prompts: list[str]
+    boxes: list[list[float]]
+    min_score: float
+    results: list[Answer] | None
+    """One for each prompt; null until it has succeeded."""
+    error: PredictionError | None
+    created_at: datetime
+    finished_at: datetime | None
+    urls: PredictionUrls
+
+
+def prediction_read(prediction: Prediction) -> PredictionRead:
+    asked: dict[str, Any] = prediction.request
+    return PredictionRead(
+        id=prediction.id,
+        model_id=prediction.model_id,
+        status=prediction.state,
+        image=ImageRead(width=prediction.width, height=prediction.height, sha256=prediction.image_sha256),
+        prompts=asked["prompts"],
+        boxes=asked["boxes"],
+        min_score=asked["min_score"],
+        results=None if prediction.result is None else [Answer(**answer) for answer in prediction.result],
+        error=None if prediction.error is None else PredictionError(**prediction.error),
+        created_at=prediction.created_at,
+        finished_at=prediction.finished_at,
+        urls=PredictionUrls(self=f"/v1/predictions/{prediction.id}", model=f"/v1/models/{prediction.model_id}"),
+    )
