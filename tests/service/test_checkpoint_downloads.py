@@ -189,9 +189,7 @@ def test_the_archive_is_the_same_at_every_download_and_goes_on_where_one_broke_o
 
 
 @pytest.mark.parametrize("program", ["curl", "wget", "aria2c"])
-def test_downloaders_finish_what_they_began(
-    api: Api, checkpoint: dict[str, Any], tmp_path: Path, program: str
-) -> None:
+def test_downloaders_finish_what_they_began(api: Api, checkpoint: dict[str, Any], tmp_path: Path, program: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     url = f"http://{api.address[0]}:{api.address[1]}{checkpoint['archive']['url']}"

@@ -27,7 +27,8 @@ class ModelRepository:
 
     def add_best(self, job: Job) -> Model | None:
         """A model of the job's best checkpoint, named in the job's result; None if it has no best checkpoint."""
-        checkpoint = self._session.get(Checkpoint, (job.best or {}).get("checkpoint_id"))
+        checkpoint_id = (job.best or {}).get("checkpoint_id")
+        checkpoint = None if checkpoint_id is None else self._session.get(Checkpoint, checkpoint_id)
         if checkpoint is None:
             return None
         model = Model(
