@@ -14,8 +14,10 @@ from service.shared.errors import NotFoundError
 
 router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
 
-CheckpointId = Annotated[str, Path(max_length=64, examples=["ckpt_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])]
-FileName = Annotated[str, Path(max_length=200, examples=["adapter_model.safetensors"])]
+CheckpointId = Annotated[
+    str, Path(max_length=64, description="The checkpoint.", examples=["ckpt_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
+FileName = Annotated[str, Path(max_length=200, description="One of its files.", examples=["adapter_model.safetensors"])]
 
 
 @router.head("/{checkpoint_id}", include_in_schema=False)

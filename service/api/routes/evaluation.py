@@ -14,7 +14,7 @@ from service.usecases.evaluation import get_evaluation
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-JobId = Annotated[str, Path(max_length=64)]
+JobId = Annotated[str, Path(max_length=64, description="The job.")]
 # What the page needs and nothing else: it is made of a dataset's names and pictures and runs no script.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -42,8 +42,11 @@ def download_evaluation(
     found: AppServices,
     conditions: RequestConditions,
     job_id: JobId,
-    model: Literal["base", "tuned"],
-    name: Literal["truth.json", "predictions.json", "evaluation.json"],
+    model: Annotated[Literal["base", "tuned"], Path(description="The base model, or the best checkpoint.")],
+    name: Annotated[
+        Literal["truth.json", "predictions.json", "evaluation.json"],
+        Path(description="Annotations, detections of any score, or figures."),
+    ],
 ) -> Response:
     """Ground truth, predictions or figures of a model on the validation images, as COCO JSON."""
     unit.jobs.get(job_id)

@@ -19,7 +19,9 @@ from service.usecases.models import request_export
 
 router = APIRouter(prefix="/models", tags=["models"])
 
-ModelId = Annotated[str, Path(max_length=64, examples=["model_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])]
+ModelId = Annotated[
+    str, Path(max_length=64, description="The model.", examples=["model_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
 Format = Annotated[
     Literal["native", "peft", "merged"],
     Query(

@@ -25,7 +25,9 @@ from service.usecases.predictions import Question, ask, check_can_ask, image_key
 
 router = APIRouter(tags=["models"])
 
-PredictionId = Annotated[str, Path(max_length=64, examples=["pred_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])]
+PredictionId = Annotated[
+    str, Path(max_length=64, description="The prediction.", examples=["pred_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
 Accept = Annotated[
     str,
     Header(

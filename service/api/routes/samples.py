@@ -14,7 +14,7 @@ from service.usecases import samples as usecase
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-JobId = Annotated[str, Path(max_length=64)]
+JobId = Annotated[str, Path(max_length=64, description="The job.")]
 
 
 @router.get("/{job_id}/samples", responses=problem_responses(404, 503))
@@ -35,8 +35,8 @@ def download_sample(
     found: AppServices,
     conditions: RequestConditions,
     job_id: JobId,
-    position: Annotated[int, Path(ge=0, lt=1000)],
-    panel: Literal["image", "truth", "base", "tuned"],
+    position: Annotated[int, Path(ge=0, lt=1000, description="In the list of samples.")],
+    panel: Annotated[Literal["image", "truth", "base", "tuned"], Path(description="What is drawn on the image.")],
 ) -> Response:
     """One panel of a sample as a JPEG picture."""
     file = usecase.get_sample(unit, job_id, position, panel)

@@ -10,35 +10,53 @@ from service.shared.db.models import Checkpoint
 
 class CheckpointFileRead(Read):
     name: str
+    """In the folder of the checkpoint."""
     bytes: int
+    """Size."""
     sha256: str
+    """Hash of the file, which is also its entity tag."""
     url: str
+    """Where it is downloaded."""
 
 
 class ArchiveRead(Read):
     """All files as one zip archive, byte for byte the same at every download."""
 
     bytes: int
+    """Size."""
     sha256: str
+    """Hash of the archive, which is also its entity tag."""
     url: str
+    """Where it is downloaded."""
 
 
 class CheckpointRead(Read):
     """A saved adapter: `best`, or the one of an epoch, which training can go on from."""
 
     id: str
+    """Opaque."""
     object: Literal["checkpoint"] = "checkpoint"
+    """Always `checkpoint`."""
     job_id: str
+    """The job that saved it."""
     attempt: int
+    """The attempt that saved it."""
     kind: str
+    """best, epoch, or interrupt where the job was paused or moved."""
     epoch: int
+    """Counts from 1."""
     step: int
+    """Optimiser steps taken until then."""
     metric: str | None
+    """By which checkpoints are compared."""
     value: float | None
+    """Of the metric; null where it was not measured."""
     files: list[CheckpointFileRead]
+    """Adapter and, to go on from it, the training state."""
     archive: ArchiveRead | None
     """Null for a checkpoint of an older version of this service."""
     created_at: datetime
+    """When it was published."""
 
 
 class CheckpointList(Read):

@@ -9,8 +9,11 @@ from service.usecases.evaluation import Change, JobEvaluation
 
 class MetricChange(Read):
     metric: str
+    """Such as `segm_mAP` or `cgF1`."""
     base: float | None
+    """Of the base model."""
     tuned: float | None
+    """Of the best checkpoint."""
     difference: float | None
     """tuned - base."""
     is_better: bool | None
@@ -19,51 +22,72 @@ class MetricChange(Read):
 
 class CategoryRead(Read):
     name: str
+    """As the dataset has it."""
     ids: list[str | int]
     """Ids in the dataset; categories that are asked with the same text are one."""
     metrics: list[MetricChange]
+    """`segm_mAP` and `bbox_mAP` of this category alone."""
 
 
 class AbsentPrompt(Read):
     """How often something that no image shows was reported."""
 
     prompt: str
+    """The word that was asked."""
     false_alarms: int
+    """Images on which it was reported."""
     images: int
+    """Images that it was asked about."""
 
 
 class ModelEvaluation(Read):
     """One model on the validation images."""
 
     epoch: int
+    """After which it was measured; 0: before training."""
     step: int
+    """Optimiser steps taken until then."""
     images: int
+    """Validation images."""
     metrics: dict[str, float | None]
+    """By name; null where it is not defined on this data."""
     absent_prompts: list[AbsentPrompt]
+    """The forgetting probe, by prompt."""
 
 
 class EpochEvaluation(Read):
     epoch: int
+    """Counts from 1."""
     step: int
+    """Optimiser steps taken until then."""
     is_best: bool
+    """Whether this is the published best checkpoint."""
     metrics: dict[str, float | None]
+    """By name; null where it is not defined on this data."""
 
 
 class EvaluationFile(Read):
     """COCO JSON from which pycocotools computes the same figures."""
 
     model: str
+    """base or tuned."""
     name: str
+    """truth.json, predictions.json or evaluation.json."""
     bytes: int
+    """Size."""
     sha256: str
+    """Hash of the file."""
     url: str
+    """Where it is downloaded."""
 
 
 class EvaluationRead(Read):
     """Base against tuned on the validation images. Null figures are explained in `notes`."""
 
     object: Literal["job.evaluation"] = "job.evaluation"
+    """Always `job.evaluation`."""
     job_id: str
+    """The job."""
     status: Literal["pending", "running", "complete"]
     """`pending`: nothing was measured yet; `running`: more may come; `complete`: the job has ended."""
     metric: str
@@ -73,11 +97,15 @@ class EvaluationRead(Read):
     tuned: ModelEvaluation | None
     """The best checkpoint."""
     metrics: list[MetricChange]
+    """Every metric of both models."""
     per_category: list[CategoryRead]
+    """In the order of the dataset."""
     notes: list[str]
+    """Why figures are null."""
     history: list[EpochEvaluation]
     """Every validation, by epoch."""
     files: list[EvaluationFile]
+    """What the figures were computed from."""
 
 
 def evaluation_read(job_id: str, found: JobEvaluation, files: list[Artifact]) -> EvaluationRead:

@@ -21,30 +21,43 @@ class ModelQuery(PageQuery):
 
 class ModelFileRead(Read):
     name: str
+    """In the archive."""
     bytes: int
+    """Size."""
     sha256: str
+    """Hash of the file."""
 
 
 class ModelUrls(Read):
     self: str
+    """The model."""
     predict: str
+    """Where it is asked about images."""
     export: str
+    """Where it is downloaded."""
     job: str | None
+    """The job that trained it; null once that was deleted."""
 
 
 class ModelRead(Read):
     """The best adapter of a job that succeeded, ready to be asked and to be taken away."""
 
     id: str
+    """Opaque."""
     object: Literal["model"] = "model"
+    """Always `model`."""
     name: str
     """The job's."""
     job_id: str | None
     """Null once the job was deleted."""
     base_model: str
+    """The model that was tuned."""
     epoch: int
+    """Training epoch of its checkpoint."""
     step: int
+    """Optimiser steps taken until then."""
     metric: str | None
+    """By which it was the best; null for a job without validation."""
     value: float | None
     """Of `metric` on the validation images."""
     files: list[ModelFileRead]
@@ -52,17 +65,24 @@ class ModelRead(Read):
     archive: ArchiveRead | None
     """The export in format `native`."""
     created_at: datetime
+    """When its job succeeded."""
     urls: ModelUrls
+    """What can be done with it."""
 
 
 class ExportRead(Read):
     """A model in another form that is still being made."""
 
     object: Literal["model.export"] = "model.export"
+    """Always `model.export`."""
     model_id: str
+    """The model."""
     format: str
+    """peft or merged."""
     status: WorkState
+    """queued or running."""
     created_at: datetime
+    """When it was first asked for."""
 
 
 def model_read(model: Model) -> ModelRead:

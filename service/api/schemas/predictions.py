@@ -16,13 +16,16 @@ class MaskRle(Read):
     size: list[int] = Field(examples=[[480, 640]])
     """Height and width in pixels."""
     counts: str
+    """Run lengths, compressed as pycocotools does."""
 
 
 class Detection(Read):
     box: list[float] = Field(examples=[[12.5, 30.0, 210.0, 188.5]])
     """x1, y1, x2, y2 in pixels of the upright image."""
     score: float
+    """From 0 to 1."""
     segmentation: MaskRle | None
+    """Its mask."""
 
 
 class Answer(Read):
@@ -36,40 +39,60 @@ class Answer(Read):
 
 class ImageRead(Read):
     width: int
+    """Pixels."""
     height: int
     """Pixels, after the EXIF orientation."""
     sha256: str
+    """Hash of the file that was sent."""
 
 
 class PredictionError(Read):
     code: str
+    """Stable name, for programs."""
     message: str
+    """What went wrong."""
     hint: str
+    """What to do about it."""
     retryable: bool
+    """Whether the same question may succeed later."""
 
 
 class PredictionUrls(Read):
     self: str
+    """Where the answer can be asked for until it is forgotten."""
     model: str
+    """The model."""
 
 
 class PredictionRead(Read):
     """A question to a model about one image, and the answer to each prompt."""
 
     id: str
+    """Opaque."""
     object: Literal["prediction"] = "prediction"
+    """Always `prediction`."""
     model_id: str
+    """The model that was asked."""
     status: WorkState
+    """queued, running, succeeded or failed."""
     image: ImageRead
+    """The image that was sent."""
     prompts: list[str]
+    """As asked; empty: the boxes alone, or all that the model was tuned on."""
     boxes: list[list[float]]
+    """As asked: x1, y1, x2, y2 in pixels."""
     min_score: float
+    """Detections below were left out."""
     results: list[Answer] | None
     """One for each prompt; null until it has succeeded."""
     error: PredictionError | None
+    """Why it failed."""
     created_at: datetime
+    """When it was asked."""
     finished_at: datetime | None
+    """When it was answered or failed."""
     urls: PredictionUrls
+    """Where to go on."""
 
 
 def prediction_read(prediction: Prediction) -> PredictionRead:

@@ -11,6 +11,7 @@ class Instance(Read):
     """An object that is shown in a panel."""
 
     category: str
+    """As the dataset has it."""
     score: float | None
     """Null for an annotated object."""
 
@@ -19,10 +20,15 @@ class PanelRead(Read):
     """A JPEG picture: the bare image, or it with the annotated or found objects drawn."""
 
     url: str
+    """Where the picture is downloaded."""
     width: int
+    """Pixels."""
     height: int
+    """Pixels."""
     sha256: str
+    """Hash of the picture, which is also its entity tag."""
     instances: list[Instance]
+    """What is drawn; the bare image has none."""
 
 
 class MistakesRead(Read):
@@ -36,17 +42,22 @@ class SampleRead(Read):
     position: int
     """0 is the image with most mistakes of the tuned model."""
     file_name: str
+    """As the dataset has it."""
     objects: int
+    """Annotated objects."""
     mistakes: dict[Literal["base", "tuned"], MistakesRead]
+    """By model."""
     panels: dict[Literal["image", "truth", "base", "tuned"], PanelRead]
     """Empty if the image cannot be read; without `base` if the base model was not evaluated."""
 
 
 class SampleList(Read):
     object: Literal["list"] = "list"
+    """Always `list`."""
     data: list[SampleRead]
     """Worst first; empty until the job has succeeded."""
     created_at: datetime | None
+    """Null while there are none."""
 
 
 def sample_list(job_id: str, found: Samples) -> SampleList:
