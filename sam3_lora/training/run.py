@@ -258,6 +258,7 @@ class _Run:
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        self.reports.points = state.get("points", [])
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -432,6 +433,7 @@ class _Run:
             "config": checkpoint.comparable(self.config),
             "base_fingerprint": self.adapted.info.base_fingerprint,
             "progress": asdict(self.progress),
+            "points": self.reports.points,
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
         }
