@@ -285,6 +285,8 @@ class EvaluationConfig(Section):
     """Evaluate the untuned base model on the same data first."""
     max_images: int | None = Field(None, ge=1)
     """Validate on the first so many images (by id); None: all."""
+    sample_images: int = Field(8, ge=0, le=64)
+    """Validation images shown in the report and as samples, those with most mistakes first."""
     absent_prompts: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=list(ABSENT_PROMPTS), max_length=100
     )

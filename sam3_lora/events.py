@@ -38,7 +38,8 @@ class EventType(StrEnum):
     METRICS = "metrics"  # step, epoch, values: {name: number or null}
     MESSAGE = "message"  # the text is in `message`
     CHECKPOINT = "checkpoint"  # folder (relative to the run directory), kind: epoch|best, epoch, step, metric, value
-    EVALUATION = "evaluation"  # split, epoch, base: {...} or null, tuned: {...} or null
+    EVALUATION = "evaluation"  # model: base|tuned, epoch, step, metrics, per_category, images, notes, absent_prompts
+    ARTIFACT = "artifact"  # place: a file or folder (relative to the run directory) that is complete now
     RESULT = "result"  # the run's report: steps, best, base, tuned, train_seconds, peak_memory_bytes
     ERROR = "error"  # code, hint, retryable; the text is in `message`
 

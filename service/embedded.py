@@ -39,6 +39,7 @@ PROGRAMS = {
     "api": ["service.cli", "api"],
     "gpu-worker": ["worker.app", "--queue", "gpu"],
     "cpu-worker": ["worker.app", "--queue", "cpu"],
+    "predictor": ["worker.app", "--queue", "predict"],
     "reconciler": ["service.reconciler"],
 }
 

@@ -18,15 +18,20 @@ from service.api.routes import (
     checkpoints,
     datasets,
     estimates,
+    evaluation,
     events,
     jobs,
     logs,
     metrics,
+    models,
     operations,
+    predictions,
     recipes,
+    samples,
     uploads,
 )
 from service.api.schemas.datasets import DatasetCreate
+from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -51,6 +56,7 @@ TAGS = [
     {"name": "uploads", "description": "Large files in parts, in any order, with nothing lost when something breaks."},
     {"name": "jobs", "description": "Training runs."},
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
+    {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -64,8 +70,12 @@ ROUTES = (
     events,
     metrics,
     logs,
+    evaluation,
+    samples,
     estimates,
     checkpoints,
+    models,
+    predictions,
     operations,
 )
 
@@ -93,8 +103,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    watch = JobWatch(database, settings)
-    app.state.services = Services(settings, database, Storage(settings), queue, clock, watch, broadcaster)
+    watch, waiting = JobWatch(database, settings), PredictionWatch(database)
+    app.state.services = Services(settings, database, Storage(settings), queue, clock, watch, broadcaster, waiting)
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()

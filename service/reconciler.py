@@ -12,7 +12,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,7 +31,12 @@ from service.usecases.datasets import delete_dataset
 from service.usecases.uploads import discard_upload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from service.shared.db.repositories.datasets import DatasetRepository
+    from service.shared.db.repositories.jobs import JobRepository
+    from service.shared.db.repositories.work import WorkRepository
+    from service.shared.unit_of_work import UnitOfWork
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +44,8 @@ log = structlog.get_logger(__name__)
 MAX_UNFETCHED = 16
 SWEEP_INTERVAL_S = 3600.0
 BATCH = 500
+# Whoever waits for an estimate rings for it again by asking again.
+ANNOUNCED = tuple(task for task in Task if task is not Task.ESTIMATE)
 
 
 @dataclass
@@ -70,6 +77,8 @@ class Reconciler:
         self._clock = clock
         self._jobs = LeaseWatch(settings.lease_timeout_s)
         self._datasets = LeaseWatch(settings.lease_timeout_s)
+        self._exports = LeaseWatch(settings.lease_timeout_s)
+        self._predictions = LeaseWatch(settings.lease_timeout_s)
         self._swept_at_s = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
@@ -85,6 +94,8 @@ class Reconciler:
         """One pass."""
         self._reap_jobs()
         self._reap_datasets()
+        self._reap_work(self._exports, lambda unit: unit.exports)
+        self._reap_work(self._predictions, lambda unit: unit.predictions)
         self._announce()
         self._expire()
         self._purge_datasets()
@@ -119,15 +130,26 @@ class Reconciler:
             else:
                 log.warning("dataset_reaped", dataset_id=dataset.id, epoch=lease.epoch, state=dataset.state)
 
+    def _reap_work(self, watch: LeaseWatch, work_of: Callable[[UnitOfWork], WorkRepository[Any]]) -> None:
+        with self._database.read() as unit:
+            leases = work_of(unit).leases()
+        for lease in watch.stale(leases, self._clock.monotonic()):
+            try:
+                with self._database.write() as unit:
+                    row = work_of(unit).reap(lease)
+            except ServiceError as error:
+                log.info("lease_kept", work_id=lease.id, reason=error.message)
+            else:
+                log.warning("work_reaped", work_id=row.id, epoch=lease.epoch, state=row.state)
+
     def _announce(self) -> None:
-        for task in (Task.TRAIN, Task.INGEST):  # an estimate is rung for again by whoever asks again
+        for task in ANNOUNCED:
             unfetched = self._queue.depth(task)
             if unfetched is None or unfetched >= MAX_UNFETCHED:
                 continue
             with self._database.write() as unit:
-                source = unit.jobs if task is Task.TRAIN else unit.datasets
                 room = MAX_UNFETCHED - unfetched
-                for resource_id in source.due(room, republish_s=self._settings.republish_interval_s):
+                for resource_id in _waiting(unit)[task].due(room, republish_s=self._settings.republish_interval_s):
                     unit.ring_after_commit(task, resource_id)
 
     def _purge_datasets(self) -> None:
@@ -171,23 +193,50 @@ class Reconciler:
             unit.idempotency.forget(self._settings.idempotency_retention_s)
             unit.estimates.forget(self._settings.estimate_retention_s)
             unit.workers.forget_silent(self._settings.worker_retention_s)
+            forgotten = unit.predictions.forget(self._settings.prediction_retention_s)
+        for key in forgotten:
+            self._storage.delete(key)
         before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
         if self._settings.staging_dir.is_dir():
             for path in self._settings.staging_dir.iterdir():
                 if path.stat().st_mtime < before.timestamp():
                     path.unlink(missing_ok=True)
-        for prefix in ("datasets", "uploads", "jobs"):
+        for prefix in ("datasets", "uploads", "jobs", "exports", "predictions"):
             keys = self._storage.list(prefix, unchanged_since=before)
             for start in range(0, len(keys), BATCH):
                 self._delete_unknown(keys[start : start + BATCH])
 
     def _delete_unknown(self, keys: list[str]) -> None:
         with self._database.read() as unit:
-            known = unit.datasets.known_keys(keys) | unit.uploads.known_keys(keys) | unit.checkpoints.known_keys(keys)
+            known = _owned(unit, keys)
         orphans = [key for key in keys if key not in known]
         if orphans:
             self._storage.delete_all(orphans)
             log.info("orphans_deleted", keys=orphans)
+
+
+def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository | WorkRepository[Any]]:
+    """Where the work of each task waits."""
+    return {
+        Task.TRAIN: unit.jobs,
+        Task.INGEST: unit.datasets,
+        Task.EXPORT: unit.exports,
+        Task.PREDICT: unit.predictions,
+    }
+
+
+def _owned(unit: UnitOfWork, keys: list[str]) -> set[str | None]:
+    """Those of the storage keys that any row names."""
+    owners = (
+        unit.datasets,
+        unit.uploads,
+        unit.checkpoints,
+        unit.artifacts,
+        unit.models,
+        unit.exports,
+        unit.predictions,
+    )
+    return {key for owner in owners for key in owner.known_keys(keys)}
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ NAMES = {
     "api": "service.cli",
     "gpu-worker": "gpu",
     "cpu-worker": "cpu",
+    "predictor": "predict",
     "reconciler": "service.reconciler",
 }
 
@@ -98,6 +99,7 @@ def production(folder: Path, **settings: object) -> Iterator[str]:
             ["service.reconciler"],
             ["worker.app", "--queue", "gpu"],
             ["worker.app", "--queue", "cpu"],
+            ["worker.app", "--queue", "predict"],
         ]
         processes = []
         with (folder / "output").open("wb") as log:

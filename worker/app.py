@@ -1,6 +1,6 @@
-"""The worker process: `python -m worker.app --queue gpu|cpu`; one per GPU, and at least one for the CPU queue.
+"""The worker process: `python -m worker.app --queue gpu|cpu|predict`; one per GPU, and at least one of the others.
 
-The only place that wires a worker. It never imports a training framework: each job trains in a child process.
+The only place that wires a worker. It never imports a training framework: models live in child processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import structlog
 from celery import signals
@@ -30,24 +31,34 @@ from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from worker import device
 from worker.estimator import Estimator
+from worker.exporter import ExportRunner
 from worker.ingest import IngestRunner
+from worker.predictor import PredictRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
-from worker.tasks import estimate, ingest, training
+from worker.tasks import estimate, export, ingest, predict, training
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 log = structlog.get_logger(__name__)
 
-GPU, CPU = "gpu", "cpu"
+HELP = "gpu: train; cpu: check datasets, export models; predict: answer predictions"
+GPU, CPU, PREDICT = "gpu", "cpu", "predict"
+
+
+class _Worker(TypedDict):
+    """What every runner is told of its worker."""
+
+    worker_id: str
+    is_draining: Callable[[], bool]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Work until SIGTERM; then put the work in progress back and exit."""
     parser = argparse.ArgumentParser(prog="worker.app", description="Run a worker of the training service.")
-    parser.add_argument("--queue", choices=[GPU, CPU], required=True, help="gpu: train; cpu: check datasets")
+    parser.add_argument("--queue", choices=[GPU, CPU, PREDICT], required=True, help=HELP)
     options = parser.parse_args(arguments)
     try:
         settings = load()
@@ -68,19 +79,23 @@ def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) 
         app = celery_app(settings)
         draining = threading.Event()
         places = (settings, database, storage, workspace)
+        me: _Worker = {"worker_id": worker_id, "is_draining": draining.is_set}
         found: device.Device | None = None
         kinds: list[Callable[[], bool]]
         if queue == GPU:
-            found = device.find()
-            training_runner = TrainingRunner(
-                *places, worker_id=worker_id, device=found.name, is_draining=draining.is_set, trainer=trainer
-            )
-            kinds, tasks = [training_runner.run_next], [training]
+            found, tasks = device.find(), [training]
+            kinds = [TrainingRunner(*places, **me, device=found.name, trainer=trainer).run_next]
+        elif queue == PREDICT:
+            tasks, kinds = [predict], [stack.enter_context(PredictRunner(*places, **me)).run_next]
         else:
-            ingest_runner = IngestRunner(*places, worker_id=worker_id, is_draining=draining.is_set)
+            tasks = [estimate, ingest, export]
             estimator = Estimator(database, is_draining=draining.is_set)
-            kinds, tasks = [estimator.run_next, ingest_runner.run_next], [estimate, ingest]
-        # One of each kind in turn: neither many estimates nor many datasets keep the other waiting.
+            kinds = [
+                estimator.run_next,
+                IngestRunner(*places, **me).run_next,
+                ExportRunner(*places, **me).run_next,
+            ]
+        # One of each kind in turn: none keeps the others waiting, however much of it there is.
         station = Station(
             lambda: any([run_next() for run_next in kinds]),  # noqa: C419 - all of them
             draining=draining,

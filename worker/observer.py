@@ -33,19 +33,24 @@ class Observer:
     """Receives a trainer's events in order."""
 
     def __init__(
-        self, database: Database, job: Job, log_file: Path, publish: Callable[[Event], Checkpoint | None]
+        self,
+        database: Database,
+        job: Job,
+        log_file: Path,
+        publish: Callable[[Event], Checkpoint | None],
+        publish_artifact: Callable[[Event], str | None],
     ) -> None:
-        """`publish` makes the checkpoint of an event visible; None if it is no longer there."""
+        """Publishing makes the files of an event visible; it gives None if they are no longer there."""
         self._database = database
         self._job_id, self._epoch = job.id, job.epoch
-        self._publish = publish
+        self._publish, self._publish_artifact = publish, publish_artifact
         self._pending: list[Event] = []
         self._log_file = log_file
         self._log_offset = 0
         self._flush_at = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Take one event; a checkpoint's is kept back until its files are published.
+        """Take one event; a checkpoint's or an artifact's is kept back until its files are published.
 
         Raises:
             LeaseLostError: if the job was taken away.
@@ -57,6 +62,12 @@ class Observer:
                 return
             data = {name: event.data.get(name) for name in ("kind", "epoch", "step", "metric", "value")}
             event = Event(event.type, event.message, {"checkpoint_id": checkpoint.id, **data}, event.level)
+        if event.type is EventType.ARTIFACT:
+            self.flush()
+            place = self._publish_artifact(event)
+            if place is None:
+                return
+            event = Event(event.type, f"{place} is ready", {"place": place})
         self._pending.append(event)
         if len(self._pending) >= MAX_PENDING:
             self.flush()

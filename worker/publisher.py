@@ -6,13 +6,14 @@ import json
 import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import structlog
 
 from sam3_lora.errors import AdapterError, CheckpointError
 from service.shared.db.repositories.checkpoints import CheckpointManifest
 from service.shared.errors import NotFoundError
+from service.shared.zip_layout import ZipLayout, members_of, reader_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,14 @@ log = structlog.get_logger(__name__)
 SUMMARY = "checkpoint.json"
 REQUIRED = ("adapter_model.safetensors", "adapter_config.json", SUMMARY)
 RESUME_STATE = "training_state.pt"
+
+
+class _Stored(TypedDict):
+    """What a manifest says of a checkpoint's files."""
+
+    archive_sha256: str
+    crc32: dict[str, int]
+    files: dict[str, StoredFile]
 
 
 class Publisher:
@@ -62,7 +71,7 @@ class Publisher:
             step=step,
             metric=event.data.get("metric"),
             value=None if value is None else float(value),
-            files=self._store(scratch, f"{kind}-step-{step}"),
+            **self._store(scratch, f"{kind}-step-{step}"),
         )
         shutil.rmtree(scratch)
         checkpoint = self._lease.insist(lambda: self._announce(manifest))
@@ -123,16 +132,21 @@ class Publisher:
             step=checkpoint.step,
             metric=checkpoint.metric,
             value=checkpoint.value,
-            files=self._store(folder, f"{checkpoint.kind}-step-{checkpoint.step}"),
+            **self._store(folder, f"{checkpoint.kind}-step-{checkpoint.step}"),
         )
         self._lease.insist(lambda: self._announce(manifest))
 
-    def _store(self, folder: Path, name: str) -> dict[str, StoredFile]:
+    def _store(self, folder: Path, name: str) -> _Stored:
         # A name of its own for each: what a client downloads is never overwritten.
         prefix = f"jobs/{self._job_id}/e{self._epoch}/{name}-{secrets.token_hex(4)}"
+        members = members_of(folder)
         return {
-            path.name: self._storage.put_file(f"{prefix}/{path.name}", path, on_chunk=self._lease.check)
-            for path in sorted(folder.iterdir())
+            "archive_sha256": ZipLayout(members).sha256(reader_of(folder)),
+            "crc32": {member.name: member.crc32 for member in members},
+            "files": {
+                path.name: self._storage.put_file(f"{prefix}/{path.name}", path, on_chunk=self._lease.check)
+                for path in sorted(folder.iterdir())
+            },
         }
 
     def _announce(self, manifest: CheckpointManifest) -> Checkpoint:

@@ -20,6 +20,7 @@ from service.shared.errors import LeaseLostError
 from service.shared.states import JobRequest, JobState
 from worker import failures
 from worker.archive import unpacked
+from worker.artifacts import ArtifactPublisher
 from worker.lease import Lease
 from worker.observer import Observer
 from worker.publisher import Publisher
@@ -105,7 +106,7 @@ class TrainingRunner:
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         with self._database.write() as unit:
-            unit.attempts.finish(
+            ended = unit.attempts.finish(
                 job.id,
                 job.epoch,
                 outcome.state,
@@ -114,6 +115,8 @@ class TrainingRunner:
                 result=outcome.result,
                 peak_memory_bytes=outcome.peak_memory_bytes,
             )
+            if ended.state is JobState.SUCCEEDED:
+                unit.models.add_best(ended)
 
     def _attempt(self, job: Job, lease: Lease) -> Outcome:
         """Everything between claim and finish; only the loss of the lease is raised."""
@@ -136,14 +139,21 @@ class TrainingRunner:
         run_dir, log_file = folder / "run", folder / "trainer.log"
         (folder / "tmp").mkdir()
         log_file.touch()
+        artifacts = ArtifactPublisher(self._database, self._storage, job, lease)
         observer = Observer(
-            self._database, job, log_file, lambda event: publisher.publish(event, run_dir, folder / "publish")
+            self._database,
+            job,
+            log_file,
+            publish=lambda event: publisher.publish(event, run_dir, folder / "publish"),
+            publish_artifact=lambda event: artifacts.publish(event, run_dir, folder / "publish"),
         )
         observer(Event(EventType.PHASE, "Fetching the dataset", {"phase": Phase.DOWNLOADING_DATASET}))
         observer.flush()
         with contextlib.ExitStack() as stack:
             roots = [stack.enter_context(self._unpacked(dataset_id, lease)) for dataset_id in _datasets(job)]
             resume = self._fetch_checkpoint(job, publisher, observer, folder / "resume")
+            if resume is not None:
+                artifacts.fetch_evaluations(run_dir)
             adapter = None
             if resume is None and job.init_checkpoint_id is not None:
                 adapter = publisher.fetch_adapter(job.init_checkpoint_id, folder / "init")

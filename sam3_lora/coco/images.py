@@ -21,23 +21,25 @@ EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-class _Decoded(NamedTuple):
-    stored: tuple[int, int]  # width, height as stored
+class Decoded(NamedTuple):
+    """Sizes of an image, as (width, height)."""
+
+    stored: tuple[int, int]
     upright: tuple[int, int]  # after the EXIF orientation
 
 
-class _TooLargeError(Exception):
-    pass
+class TooLargeError(Exception):
+    """The image is larger than allowed; the text says by how much."""
 
 
 def check_image(path: Path, record: ImageRecord, limits: ValidationLimits, place: Place) -> str | None:
     """SHA-256 of a usable image's file; None if an error was reported."""
     try:
         if path.stat().st_size > limits.image_bytes:
-            raise _TooLargeError(f"the file is larger than {limits.image_bytes:,} bytes")
+            raise TooLargeError(f"the file is larger than {limits.image_bytes:,} bytes")
         data = path.read_bytes()
-        decoded = _decode(data, limits.image_pixels)
-    except (_TooLargeError, Image.DecompressionBombError) as error:
+        decoded = decode(data, limits.image_pixels)
+    except (TooLargeError, Image.DecompressionBombError) as error:
         place.error(IssueCode.IMAGE_TOO_LARGE, str(error), "scale the image and its annotations down")
         return None
     except UnidentifiedImageError:
@@ -50,20 +52,24 @@ def check_image(path: Path, record: ImageRecord, limits: ValidationLimits, place
     return hashlib.sha256(data).hexdigest() if _has_stated_size(decoded, record, place) else None
 
 
-def _decode(data: bytes, max_pixels: int) -> _Decoded:
-    """Decode every byte of the image, after a look at the size in its header."""
+def decode(data: bytes, max_pixels: int) -> Decoded:
+    """Decode every byte of the image, after a look at the size in its header.
+
+    Raises:
+        TooLargeError: if it has more pixels.
+        UnidentifiedImageError: if it is of none of the `FORMATS`.
+        Exception: of any kind, if it is damaged: decoders raise anything on hostile files.
+    """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         stored = image.size
         if stored[0] * stored[1] > max_pixels:
-            raise _TooLargeError(
-                f"the image has {stored[0]} x {stored[1]} pixels; at most {max_pixels:,} are supported"
-            )
+            raise TooLargeError(f"the image has {stored[0]} x {stored[1]} pixels; at most {max_pixels:,} are supported")
         if image.format == "TIFF" and _has_second_page(image):
             raise ValueError("a TIFF file with several pages")
         image.draft(None, (stored[0] // 8, stored[1] // 8))  # JPEG: all bytes are read, few pixels are made
         image.load()
         orientation = image.getexif().get(EXIF_ORIENTATION)
-    return _Decoded(stored, (stored[1], stored[0]) if orientation in QUARTER_TURNS else stored)
+    return Decoded(stored, (stored[1], stored[0]) if orientation in QUARTER_TURNS else stored)
 
 
 def _has_second_page(image: Image.Image) -> bool:
@@ -74,7 +80,7 @@ def _has_second_page(image: Image.Image) -> bool:
     return True
 
 
-def _has_stated_size(decoded: _Decoded, record: ImageRecord, place: Place) -> bool:
+def _has_stated_size(decoded: Decoded, record: ImageRecord, place: Place) -> bool:
     stated = (record.width, record.height)
     if stated == (0, 0):  # reported at the record
         return False

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sam3_lora.evaluation.predict import Detections, Predictor
 
 KINDS = ("segm", "bbox")
+NO_MASKS = "Mask metrics are not defined: masks were not trained, or the data has none."
+NOTHING_ABSENT = "absent_FPR is not defined: no absent prompts were asked about."
 SUMMARY = {"mAP": 0, "mAP50": 1, "mAP75": 2}  # positions in COCOeval.stats
 
 
@@ -102,7 +104,9 @@ def evaluate(
     truth = ground_truth(dataset, images, concepts)
     alarms = count_false_alarms(absent, [fired for _, _, fired in answers if fired is not None])
     evaluation = score(truth, results, concepts, masks=predictor.masks)
-    evaluation = replace(evaluation, metrics={**evaluation.metrics, "absent_FPR": rate(alarms)}, absent=tuple(alarms))
+    notes = evaluation.notes if alarms else (*evaluation.notes, NOTHING_ABSENT)
+    metrics = {**evaluation.metrics, "absent_FPR": rate(alarms)}
+    evaluation = replace(evaluation, metrics=metrics, notes=notes, absent=tuple(alarms))
     if export is not None and world.leads:
         _export(export, truth, results, evaluation)
     return evaluation
@@ -182,6 +186,8 @@ def score(
             # precision has shape (thresholds, recalls, categories, areas, max detections); the last two: all, 100
             row[f"{kind}_mAP"] = None if scorer is None else _mean(scorer.eval["precision"][:, :, index, 0, -1])
     presence, notes = presence_scores(truth, results, kind="segm" if masks else "bbox")
+    if metrics["segm_mAP"] is None:
+        notes = (*notes, NO_MASKS)
     return Evaluation({**metrics, **presence}, per_category, len(truth["images"]), notes)
 
 

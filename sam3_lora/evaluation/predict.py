@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from sam3_lora.model.upstream import Sam3Image
 
@@ -211,8 +211,7 @@ class Predictor:
             boxes_K4 = outputs["pred_boxes_xyxy"][index, kept].float().clamp(0, 1) * scale
             masks = None
             if self.masks:
-                logits_KHW = upsample(outputs["pred_masks"][index, kept].float(), (height, width))
-                masks = (logits_KHW > 0).cpu()  # sigmoid > 0.5, after upsampling the logits
+                masks = cut(outputs["pred_masks"][index, kept].float(), (height, width))
             results.append(Detections(scores_K.cpu(), boxes_K4.cpu(), masks, float(presence_B[index])))
         return results
 
@@ -244,12 +243,20 @@ def open_predictor(
     model = load_base(base if info is None else info.base_model, checkpoint=checkpoint, resolution=resolution)
     if adapter is not None:
         load_adapter(model, adapter)
+    model, amp_dtype = place(model, device)
+    return Predictor(model, resolution=resolution, amp_dtype=amp_dtype), info
+
+
+def place(model: nn.Module, device: Literal["auto", "cpu", "cuda"]) -> tuple[nn.Module, torch.dtype | None]:
+    """The model where it predicts (auto: CUDA if there is any), and the number format used there (None: its own)."""
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    amp_dtype = torch.bfloat16 if cuda else None
-    return Predictor(model.to("cuda" if cuda else "cpu"), resolution=resolution, amp_dtype=amp_dtype), info
+    return model.to("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else None
 
 
-def upsample(logits_KHW: Tensor, size_HW: tuple[int, int]) -> Tensor:
-    """Bilinear resize of mask logits to the original size, one at a time to bound memory."""
-    resized = [F.interpolate(m[None, None], size_HW, mode="bilinear", align_corners=False)[0, 0] for m in logits_KHW]
-    return torch.stack(resized) if resized else logits_KHW.new_zeros((0, *size_HW))
+def cut(logits_KHW: Tensor, size_HW: tuple[int, int]) -> Tensor:
+    """Masks (bool, on the CPU) at the original size: logits are resized bilinearly, one at a time to bound memory."""
+    masks = [
+        F.interpolate(m[None, None], size_HW, mode="bilinear", align_corners=False)[0, 0].gt(0).cpu()  # sigmoid > 0.5
+        for m in logits_KHW
+    ]
+    return torch.stack(masks) if masks else torch.zeros((0, *size_HW), dtype=torch.bool)

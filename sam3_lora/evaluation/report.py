@@ -6,6 +6,7 @@ Names in them come from whoever made the dataset: the template escapes all of th
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections import Counter
@@ -19,6 +20,7 @@ from markupsafe import Markup
 from sam3_lora.evaluation import curves as plots
 from sam3_lora.evaluation.exported import load, number
 from sam3_lora.evaluation.matching import precision_over_recall
+from sam3_lora.evaluation.samples import write_samples
 from sam3_lora.evaluation.worst_images import worst_images
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def write_report(
     metric: str = "segm_mAP",
     worst: int = 8,
     transparent_color: Sequence[int] = (255, 255, 255),
+    samples: Path | None = None,
 ) -> None:
     """Write the report to `output`, whole or not at all.
 
@@ -51,8 +54,9 @@ def write_report(
         facts: label -> text, shown at the top in this order.
         curves: points of training: "step" with any of "train/loss", "val/<metric>", "base/<metric>".
         metric: the metric of the headline.
-        worst: most images to show.
+        worst: most images to show; in the report only those with a mistake.
         transparent_color: RGB that transparent pixels are laid on.
+        samples: folder to write the images into, too, as `evaluation.samples` does.
 
     Raises:
         OSError: if the tuned model's files are missing, or the report cannot be written.
@@ -66,6 +70,7 @@ def write_report(
             base = None
             notes.insert(0, OTHER_DATA)
         models = {"tuned": tuned} if base is None else {"base": replace(base, kind=tuned.kind), "tuned": tuned}
+        pictures = worst_images(models, images, worst, transparent_color)
         context = {
             **_figures(models, metric),
             "metric": metric,
@@ -76,11 +81,13 @@ def write_report(
             "images": len(tuned.truth["images"]),
             "loss_svg": _markup(plots.plot_loss(curves)),
             "metric_svg": _markup(plots.plot_metric(curves, metric, lower_is_better=metric in LOWER_IS_BETTER)),
-            "worst": worst_images(models, images, worst, transparent_color),
+            "worst": [row for row in pictures if row["missed"]["tuned"] or row["false_alarms"]["tuned"]],
             "folder": Path(os.path.relpath(evaluations, output.parent)).as_posix(),
         }
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{evaluations} holds no evaluation that a report can be made of: {error!r}") from error
+    if samples is not None:
+        write_samples(pictures, samples)
     _write_whole(output, _render(context))
 
 
@@ -168,6 +175,10 @@ def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}".replace("-", "−") if value else "±0.000"
 
 
+def _data_uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
 def _render(context: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -176,7 +187,7 @@ def _render(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=_figure, signed=_signed)
+    environment.filters.update(figure=_figure, signed=_signed, data_uri=_data_uri)
     return environment.get_template(TEMPLATE).render(context)
 
 

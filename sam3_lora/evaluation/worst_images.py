@@ -1,8 +1,7 @@
-"""The images that a model does worst on, as pictures: truth, base and tuned side by side."""
+"""The images that a model does worst on, as pictures: bare, with the truth, and with what base and tuned found."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ LABEL_LENGTH = 20
 def worst_images(
     models: Mapping[str, EvaluatedModel], folder: Path, limit: int, transparent_color: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The images with most mistakes of the tuned model; of equal ones, those with the surest false alarm first."""
+    """The images with most mistakes of the tuned model first; of equal ones, those with the surest false alarm."""
     tuned = models["tuned"]
     missed, false_alarms = tuned.mistakes
     mistakes: Counter[int] = Counter()
@@ -44,8 +43,11 @@ def worst_images(
         if number in false_alarms:
             mistakes[entry["image_id"]] += 1
             surest[entry["image_id"]] = max(surest.get(entry["image_id"], 0.0), entry["score"])
-    records = [image for image in tuned.truth["images"] if mistakes[image["id"]]]
-    records.sort(key=lambda image: (-mistakes[image["id"]], -surest.get(image["id"], 0.0), image["id"]))
+
+    def badness(image: Mapping[str, Any]) -> tuple[float, ...]:
+        return -mistakes[image["id"]], -surest.get(image["id"], 0.0), image["id"]
+
+    records = sorted(tuned.truth["images"], key=badness)
     return [_image_row(models, record, folder, transparent_color) for record in records[: max(0, limit)]]
 
 
@@ -66,6 +68,7 @@ def _image_row(
         "missed": {name: sum(a["id"] in model.mistakes[0] for a in objects) for name, model in models.items()},
         "false_alarms": {name: sum(wrong for _, wrong, _ in shown[name]) for name in models},
         "categories": _by_category(shown, names),
+        "instances": {name: [_instance(entry, names) for entry, _, _ in entries] for name, entries in shown.items()},
         "panels": None,
         "unreadable": "",
     }
@@ -75,8 +78,13 @@ def _image_row(
     except DatasetError as error:
         row["unreadable"] = "" if error.__cause__ else str(error)  # other causes name this machine's folders
     else:
-        row["panels"] = {name: _panel(pixels, size, entries, names) for name, entries in shown.items()}
+        pictured = {"image": [], **shown}
+        row["panels"] = {name: _panel(pixels, size, entries, names) for name, entries in pictured.items()}
     return row
+
+
+def _instance(entry: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    return {"category": names[entry["category_id"]], "score": entry.get("score")}
 
 
 def _by_category(
@@ -111,7 +119,7 @@ def _panel(
     entries: Sequence[tuple[Mapping[str, Any], bool, str]],
     names: Mapping[int, str],
 ) -> dict[str, Any]:
-    """A picture of these objects as a data URI, and its size."""
+    """A picture of these objects as a JPEG file, and its size."""
     masks, labels = [], []
     for entry, wrong, word in entries:
         masks.append(_small_mask(entry, size, pixels_HW3.shape[:2]))
@@ -122,8 +130,7 @@ def _panel(
     width = pixels_HW3.shape[1]
     written = io.BytesIO()
     draw_instances(pixels_HW3, masks, labels, colours, width=width).save(written, format="JPEG", quality=82)
-    uri = "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode("ascii")
-    return {"uri": uri, "width": width, "height": pixels_HW3.shape[0], "count": len(entries)}
+    return {"jpeg": written.getvalue(), "width": width, "height": pixels_HW3.shape[0]}
 
 
 def _small_mask(entry: Mapping[str, Any], size: tuple[int, int], shape_HW: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -38,14 +38,10 @@ class RunReporter:
         self.points: list[dict[str, Any]] = []  # every reported metric by step, as in the file
 
     def begin(self, *, epoch: int, epochs: int, step: int, steps: int) -> None:
-        """Tell where the run starts: after `step` (of an earlier part, whose metrics are kept; 0 forgets them)."""
+        """Tell where the run starts: after `step`, with the `points` of the part before it."""
         self._place = _place(epoch, epochs, step, steps, loss=None)
-        if self._file is None:
-            return
-        if self._file.exists():
-            lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
-            self.points = [point for point in lines if step > 0 and point["step"] <= step]
-        self._file.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
+        if self._file is not None:
+            self._file.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
 
     def phase(self, phase: Phase) -> None:
         if phase is not self._phase:

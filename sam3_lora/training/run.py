@@ -62,8 +62,9 @@ class Stop(StrEnum):
     INTERRUPT = "interrupt"  # save what `--resume` needs and leave at once
 
 
+REPORT_FILE, PAGE_FILE, SAMPLES = "report.json", "report.html", "samples"
 ABSENT_WORDS = "absent_words.json"
-LATEST, TUNED = ".latest", "tuned"  # exported predictions: of the last validation, of the best one
+LATEST, TUNED, REPLACED = ".latest", "tuned", ".replaced"  # exports: of the last validation, the best, the one before
 NO_BFLOAT16 = "this {} has no instructions for bfloat16, which would be many times slower: training in float32"
 STOPS = (None, Stop.FINISH, Stop.INTERRUPT)  # the later outranks the earlier
 
@@ -260,6 +261,7 @@ class _Run:
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        self.reports.points = state.get("points", [])
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -368,9 +370,16 @@ class _Run:
         value = evaluation.metrics[metric]
         self.reports.event(
             EventType.EVALUATION,
-            {"model": "base" if name == "base" else "tuned", "epoch": epoch, **evaluation.to_dict()},
+            {
+                "model": "base" if name == "base" else "tuned",
+                "epoch": epoch,
+                "step": self.progress.step,
+                **evaluation.to_dict(),
+            },
             f"{name} after {self.progress.step} steps: {metric} {'undefined' if value is None else f'{value:.3f}'}",
         )
+        if name == "base":
+            self._tell_complete(self.evaluations / "base")
         return evaluation
 
     def _keep_if_best(self, value: float | None, evaluation: Evaluation | None) -> None:
@@ -379,9 +388,8 @@ class _Run:
             self.progress.validations_without_gain += 1
             return
         self.progress.validations_without_gain = 0
-        if evaluation is not None and self.world.leads:  # what was predicted is exported with the best alone
-            shutil.rmtree(self.evaluations / TUNED, ignore_errors=True)
-            (self.evaluations / LATEST).rename(self.evaluations / TUNED)
+        if evaluation is not None:
+            self._keep_export()
         self.progress.best = {
             "value": value,
             "epoch": self.progress.epoch + 1,
@@ -389,6 +397,20 @@ class _Run:
             "evaluation": None if evaluation is None else evaluation.to_dict(),
         }
         self._save("best", "best", value)
+
+    def _keep_export(self) -> None:
+        """Exports stay of the best alone; whoever reads the one before sees all of it or none."""
+        if self.world.leads:
+            replaced, kept = self.evaluations / REPLACED, self.evaluations / TUNED
+            shutil.rmtree(replaced, ignore_errors=True)
+            if kept.exists():
+                kept.rename(replaced)
+            (self.evaluations / LATEST).rename(kept)
+            shutil.rmtree(replaced, ignore_errors=True)
+        self._tell_complete(self.evaluations / TUNED)
+
+    def _tell_complete(self, path: Path) -> None:
+        self.reports.event(EventType.ARTIFACT, {"place": path.relative_to(self.folder).as_posix()})
 
     def _save(self, name: str, kind: str, value: float | None) -> Path:
         self.reports.phase(Phase.SAVING_CHECKPOINT)
@@ -414,6 +436,7 @@ class _Run:
             "config": checkpoint.comparable(self.config),
             "base_fingerprint": self.adapted.info.base_fingerprint,
             "progress": asdict(self.progress),
+            "points": self.reports.points,
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
         }
@@ -472,13 +495,14 @@ class _Run:
             notices=self.data.notices,
         )
         if self.world.leads:
-            (self.folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+            (self.folder / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+            self._tell_complete(self.folder / REPORT_FILE)
             self._write_page(report)
         self.reports.event(EventType.RESULT, report.to_dict(), "done")
         return report
 
     def _write_page(self, report: Report) -> None:
-        """`report.html`, for people. The run has succeeded without it."""
+        """The report's page and sample images, for people. The run has succeeded without them."""
         shutil.rmtree(self.evaluations / LATEST, ignore_errors=True)
         if report.best is None or report.best["evaluation"] is None:
             return
@@ -494,14 +518,18 @@ class _Run:
 
             write_report(
                 self.evaluations,
-                self.folder / "report.html",
+                self.folder / PAGE_FILE,
                 images=self.data.validation_folder,
                 title=f"Tuned {self.config.model.base}",
                 facts=facts,
                 curves=self.reports.points,
                 metric=report.metric,
+                worst=self.config.evaluation.sample_images,
                 transparent_color=self.config.dataset.transparent_color,
+                samples=self.folder / SAMPLES,
             )
+            self._tell_complete(self.folder / PAGE_FILE)
+            self._tell_complete(self.folder / SAMPLES)
         except (ImportError, OSError, ValueError) as error:
             self.reports.message(f"no report.html: {error}", Level.WARNING)
 

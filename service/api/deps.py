@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Request
 
 from service.api.job_views import JobWatch
+from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock
 from service.shared.queue import Queue
 from service.shared.settings import Settings
@@ -26,6 +27,7 @@ class Services:
     clock: Clock
     watch: JobWatch
     broadcaster: Broadcaster
+    predictions: PredictionWatch
 
 
 def services(request: Request) -> Services:

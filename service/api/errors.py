@@ -86,7 +86,7 @@ def problem(
 
 def of_service_error(request: Request, error: ServiceError) -> JSONResponse:
     headers = {"x-should-retry": "false"} if isinstance(error, ConflictError) else {}
-    if error.status in (503, 507):
+    if error.status in (429, 503, 507):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if error.status >= 500:
         log.error("request_failed", code=error.code, error=error.message)

@@ -24,6 +24,7 @@ from service.shared.errors import (
 
 MAX_FIELD_BYTES = 4096
 MAX_PARTS = 8
+MAX_REPEATED = 16
 MAX_FILENAME = 200
 # Room for boundaries, part headers and text fields beside the file.
 OVERHEAD_BYTES = 64 * 1024
@@ -31,20 +32,29 @@ OVERHEAD_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class FormFile:
-    """A file that arrived complete; `fields` are the other parts of the form."""
+    """A file that arrived complete, and the other parts of the form: `repeated` are those that may come again."""
 
     path: Path
     filename: str
     size_bytes: int
     sha256: str
     fields: dict[str, str]
+    repeated: dict[str, list[str]]
 
 
 @asynccontextmanager
 async def receive_form(
-    request: Request, staging_dir: Path, *, known_fields: frozenset[str], max_bytes: int, idle_timeout_s: float
+    request: Request,
+    staging_dir: Path,
+    *,
+    known_fields: frozenset[str],
+    max_bytes: int,
+    idle_timeout_s: float,
+    repeatable: frozenset[str] = frozenset(),
 ) -> AsyncIterator[FormFile]:
     """Receive a form of one part `file` and optional text fields; the file is deleted on leaving.
+
+    Fields that are `repeatable` may come up to `MAX_REPEATED` times.
 
     Raises:
         UnsupportedMediaTypeError, MalformedRequestError, InvalidRequestError, PayloadTooLargeError,
@@ -52,17 +62,15 @@ async def receive_form(
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data":
-        raise UnsupportedMediaTypeError(
-            "Send the archive as multipart/form-data with a part named 'file', or JSON that names its source."
-        )
+        raise UnsupportedMediaTypeError("Send a form as multipart/form-data with the file in a part named 'file'.")
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
         raise MalformedRequestError("The multipart boundary is missing or too long.")
-    too_large = PayloadTooLargeError(f"The archive is larger than {max_bytes} bytes.")
+    too_large = PayloadTooLargeError(f"The file is larger than {max_bytes} bytes.")
     if int(request.headers.get("content-length", "0")) > max_bytes + OVERHEAD_BYTES:
         raise too_large
     async with staging_file(staging_dir) as (path, file):
-        form = _Form(boundary, file, known_fields, max_bytes, too_large)
+        form = _Form(boundary, file, known_fields, repeatable, max_bytes, too_large)
         received = 0
         async for chunk in body_chunks(request, idle_timeout_s=idle_timeout_s):
             received += len(chunk)
@@ -94,13 +102,21 @@ class _Form:
     """Follows the parser through the form."""
 
     def __init__(
-        self, boundary: bytes, file: BinaryIO, known_fields: frozenset[str], max_bytes: int, too_large: ServiceError
+        self,
+        boundary: bytes,
+        file: BinaryIO,
+        known_fields: frozenset[str],
+        repeatable: frozenset[str],
+        max_bytes: int,
+        too_large: ServiceError,
     ) -> None:
         self._max_bytes = max_bytes
         self._too_large = too_large
         self.pending = bytearray()
         self._file = file
-        self._known_fields = known_fields
+        self._known_fields = known_fields | repeatable
+        self._repeated: dict[str, list[str]] = {name: [] for name in repeatable}
+        self._max_parts = MAX_PARTS + MAX_REPEATED * len(repeatable)
         self._filename: str | None = None
         self._size_bytes = 0
         self._digest = hashlib.sha256()
@@ -142,13 +158,14 @@ class _Form:
             self._file.flush()
 
     def file(self, path: Path) -> FormFile:
-        return FormFile(path, self._filename or "", self._size_bytes, self._digest.hexdigest(), self._fields)
+        filename = self._filename or ""
+        return FormFile(path, filename, self._size_bytes, self._digest.hexdigest(), self._fields, self._repeated)
 
     def _begin_part(self) -> None:
         self._part = _Part()
         self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise MalformedRequestError(f"The form has more than {MAX_PARTS} parts.")
+        if self._parts > self._max_parts:
+            raise MalformedRequestError(f"The form has more than {self._max_parts} parts.")
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._part.header_name += data[start:end]
@@ -175,6 +192,8 @@ class _Form:
             raise _fault(f"/{name[:100]}", "extra_forbidden", f"unknown part; known: {known}")
         elif name in self._fields:
             raise _fault(f"/{name}", "duplicate", "the part appears twice")
+        elif len(self._repeated.get(name, ())) >= MAX_REPEATED:
+            raise _fault(f"/{name}", "too_long", f"the part appears more than {MAX_REPEATED} times")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._part.name == "file":
@@ -188,8 +207,11 @@ class _Form:
                 raise _fault(f"/{self._part.name}", "too_long", f"longer than {MAX_FIELD_BYTES} bytes")
 
     def _end_part(self) -> None:
-        if self._part.name != "file":
-            self._fields[self._part.name] = _text(bytes(self._part.text), f"/{self._part.name}")
+        name = self._part.name
+        if name in self._repeated:
+            self._repeated[name].append(_text(bytes(self._part.text), f"/{name}/{len(self._repeated[name])}"))
+        elif name != "file":
+            self._fields[name] = _text(bytes(self._part.text), f"/{name}")
 
     def _end(self) -> None:
         self._complete = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 POLL_INTERVAL_S = 0.5
-WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,6 @@ def view_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> list
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
         views.append(JobView(job.id, version, content, etag, read.is_terminal))
     return views
-
-
-def requested_wait(prefer: str | None, most_s: float) -> float | None:
-    """Seconds that a Prefer header asks to wait for a change (RFC 7240), at most so many; None: not at all.
-
-    Preferences that cannot be understood are ignored, as the standard has it.
-    """
-    match = WAIT.search(prefer) if prefer is not None else None
-    return None if match is None else min(float(match[1]), most_s)
 
 
 class JobWatch:

@@ -139,6 +139,46 @@ class UnsupportedMediaTypeError(ServiceError):
     title = "Unsupported media type"
 
 
+class ImageUnreadableError(ServiceError):
+    """An uploaded image is damaged, or has more than one page."""
+
+    status = 422
+    code = "image_unreadable"
+    title = "Image unreadable"
+
+
+class ImageTooLargeError(ServiceError):
+    """An uploaded image has too many pixels."""
+
+    status = 422
+    code = "image_too_large"
+    title = "Image too large"
+
+
+class NotAcceptableError(ServiceError):
+    status = 406
+    code = "not_acceptable"
+    title = "Not acceptable"
+
+
+class QueueFullError(ServiceError):
+    """Too much of this kind of work already waits."""
+
+    status = 429
+    code = "queue_full"
+    title = "Queue full"
+
+
+class ExportFailedError(ServiceError):
+    code = "export_failed"
+    title = "Export failed"
+
+
+class PredictionFailedError(ServiceError):
+    code = "prediction_failed"
+    title = "Prediction failed"
+
+
 class StorageFullError(ServiceError):
     """No space is left where datasets and checkpoints are kept."""
 

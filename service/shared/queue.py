@@ -21,16 +21,21 @@ SILENCE_AFTER_FAILURE_S = 5.0
 
 
 class Task(StrEnum):
-    """Celery tasks; each takes one argument, the id of the job, dataset or estimate it was rung for."""
+    """Celery tasks; each takes one argument, the id of what it was rung for."""
 
     TRAIN = "worker.train"
     INGEST = "worker.ingest"
     ESTIMATE = "worker.estimate"
+    EXPORT = "worker.export"
+    PREDICT = "worker.predict"
 
     @property
     def queue(self) -> str:
         """Name of the queue, which is also the kind of worker."""
-        return "gpu" if self is Task.TRAIN else "cpu"
+        return QUEUES[self]
+
+
+QUEUES = {Task.TRAIN: "gpu", Task.INGEST: "cpu", Task.EXPORT: "cpu", Task.PREDICT: "predict"}
 
 
 class Queue(Protocol):

@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     """Longest wait between attempts, in seconds."""
     ingest_max_attempts: int = Field(3, ge=1, le=100)
     """Attempts to check an uploaded dataset before it fails."""
+    work_max_attempts: int = Field(2, ge=1, le=100)
+    """Attempts at a prediction or an export before it fails."""
 
     max_upload_bytes: int = Field(20 * GIB, ge=1)
     """Largest dataset archive, in bytes."""
@@ -115,6 +117,27 @@ class Settings(BaseSettings):
     """Seconds after which the leftovers of a broken upload are deleted."""
     worker_retention_s: float = Field(86400, gt=0)
     """Seconds after its last sign of life that a worker is forgotten."""
+
+    max_image_bytes: int = Field(32 * 2**20, ge=1)
+    """Largest image of a prediction, in bytes."""
+    max_image_pixels: int = Field(50_000_000, ge=1)
+    """Most pixels of an image of a prediction."""
+    max_waiting_predictions: int = Field(100, ge=1)
+    """Predictions that may wait for a worker; more are refused with 429."""
+    predict_wait_s: float = Field(30, ge=0, le=600)
+    """Longest time, in seconds, that a request waits for its prediction before it is told where to ask for it."""
+    predict_timeout_s: float = Field(300, gt=0)
+    """Seconds a prediction may take, including the loading of the base model, before its process is ended."""
+    predict_idle_s: float = Field(600, gt=0)
+    """Seconds without a prediction after which the process that holds the model is ended."""
+    predict_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models predict; auto: a CUDA device if there is one."""
+    predict_adapters: int = Field(4, ge=1, le=64)
+    """Models of one base that stay in memory ready to predict."""
+    prediction_retention_s: float = Field(3600, gt=0)
+    """Seconds after which a prediction and its image are forgotten, at the next hourly sweep."""
+    export_timeout_s: float = Field(3600, gt=0)
+    """Seconds the making of an export may take before it is ended."""
 
     checkpoint: Path | None = None
     """Local file of the official SAM3 weights (`sam3.pt`)."""

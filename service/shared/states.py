@@ -1,4 +1,4 @@
-"""States of jobs and datasets, and every move between them: who may make which.
+"""States of jobs, datasets and other work, and every move between them: who may make which.
 
 A move that is not listed is refused here and again by a database trigger. Terminal states are never left.
 """
@@ -24,6 +24,15 @@ class DatasetState(StrEnum):
     PROCESSING = "processing"
     READY = "ready"
     INVALID = "invalid"
+    FAILED = "failed"
+
+
+class WorkState(StrEnum):
+    """States of a piece of work that is no job: queued > running > succeeded or failed, or back to queued."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
     FAILED = "failed"
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy.orm import Session
 
 from service.shared.db.migrate import open_engine
+from service.shared.db.models import Export, Prediction
+from service.shared.db.repositories.artifacts import ArtifactRepository
 from service.shared.db.repositories.attempts import AttemptRepository
 from service.shared.db.repositories.checkpoints import CheckpointRepository
 from service.shared.db.repositories.datasets import DatasetRepository
@@ -17,6 +19,8 @@ from service.shared.db.repositories.idempotency import IdempotencyRepository
 from service.shared.db.repositories.jobs import JobRepository
 from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
+from service.shared.db.repositories.models import ExportRepository, ModelRepository
+from service.shared.db.repositories.predictions import PredictionRepository
 from service.shared.db.repositories.queue import QueueRepository
 from service.shared.db.repositories.uploads import UploadRepository
 from service.shared.db.repositories.workers import WorkerRepository
@@ -46,6 +50,10 @@ class UnitOfWork:
         self.metrics = MetricRepository(session, clock)
         self.logs = LogRepository(session, settings.max_log_bytes)
         self.checkpoints = CheckpointRepository(session, clock)
+        self.artifacts = ArtifactRepository(session, clock)
+        self.models = ModelRepository(session, clock)
+        self.exports = ExportRepository(session, clock, retry, Export, settings.work_max_attempts)
+        self.predictions = PredictionRepository(session, clock, retry, Prediction, settings.work_max_attempts)
         self.workers = WorkerRepository(session, clock)
         self.estimates = EstimateRepository(session, clock)
         self.idempotency = IdempotencyRepository(session, clock)

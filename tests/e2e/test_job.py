@@ -191,7 +191,7 @@ def test_cancel_while_training(local: Client):
 
 
 def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(embedded: Service, local: Client):
-    config = {**QUICK, "training": {**QUICK["training"], "max_epochs": 12}, "evaluation": {"baseline": False}}
+    config = {**QUICK, "training": {**QUICK["training"], "max_epochs": 12}}
     job_id = local.post_job(config)["id"]
     local.until(job_id, lambda job: (job["progress"] or {}).get("epoch", 0) >= 3)
     embedded.child("gpu-worker").send_signal(signal.SIGKILL)
@@ -200,6 +200,8 @@ def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(embedded: Service, l
     assert job["result"]["steps"] == 24
     messages = [event["message"] for event in local.events(job_id)]
     assert any(message.startswith("resumed after step") for message in messages)
+    # The base was measured by the first attempt alone, and is in the report all the same.
+    assert "base" in local.http.get(job["urls"]["samples"]).json()["data"][0]["panels"]
 
 
 def test_invalid_dataset_fails_the_waiting_job_with_a_report(embedded: Service, tmp_path: Path):

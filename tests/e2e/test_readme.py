@@ -56,7 +56,7 @@ def test_python_example(service: Service, folder: Path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("succeeded")
-    assert (folder / "adapter_model.safetensors").stat().st_size > 0
+    assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size > 0
 
 
 def test_yaml_example(tmp_path: Path):

@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam3_lora.evaluation import curves, matching, report
+from sam3_lora.evaluation.coco_metrics import NO_MASKS
 from sam3_lora.evaluation.report import write_report
 
 WIDTH, HEIGHT = 100, 60
@@ -283,7 +284,7 @@ def test_each_image_is_shown_as_truth_base_and_tuned(data: Data):
 
 def test_boxes_where_there_are_no_masks(tmp_path: Path):
     data = Data(tmp_path, masks=False)
-    data.model("tuned", data.found(1, *BOXES))
+    data.model("tuned", data.found(1, *BOXES), notes=[NO_MASKS])
     page = data.write(metric="bbox_mAP")
     assert page.worst == ["2.png", "3.png", "4.png"]
     assert "Boxes at IoU 0.5" in page.text

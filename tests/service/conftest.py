@@ -121,7 +121,8 @@ def empty(settings: Settings) -> None:
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
     engine.dispose()
-    for folder in (*(settings.storage_dir / name for name in ("datasets", "uploads", "jobs")), settings.staging_dir):
+    kept = ("datasets", "uploads", "jobs", "exports", "predictions")
+    for folder in (*(settings.storage_dir / name for name in kept), settings.staging_dir):
         shutil.rmtree(folder, ignore_errors=True)
 
 

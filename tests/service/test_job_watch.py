@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from service.api.job_views import JobWatch, requested_wait
+from service.api.job_views import JobWatch
+from service.api.waiting import requested_wait
 from service.shared.errors import NotFoundError
 from service.shared.states import JobState
 from service.usecases.actions import cancel_job, delete_job

@@ -162,6 +162,9 @@ CASES: dict[str, Case] = {
     "evaluation.max_images": Case(
         {"evaluation": {"max_images": 1}}, lambda o: o.report["best"]["evaluation"]["images"]
     ),
+    "evaluation.sample_images": Case(
+        {"evaluation": {"sample_images": 1}}, lambda o: [file for file in o.files if "/samples/" in file]
+    ),
     "evaluation.absent_prompts": Case(
         {"evaluation": {"absent_prompts": []}}, lambda o: o.report["best"]["evaluation"]["absent_prompts"]
     ),

@@ -68,6 +68,11 @@ def test_run_writes_what_it_promises(make_config):
     assert not (folder / "evaluation" / ".latest").exists()
     page = (folder / "report.html").read_text()
     assert "giraffe" in page
+    assert (folder / "samples" / "index.json").exists()
+    complete = [event.data["place"] for event in events.of(EventType.ARTIFACT)]
+    assert complete[0] == "evaluation/base"
+    assert "evaluation/tuned" in complete[1:-3]
+    assert complete[-3:] == ["report.json", "report.html", "samples"]
     assert json.loads((folder / "report.json").read_text())["steps"] == 6
     resolved = json.loads((folder / "config.resolved.json").read_text())
     assert (resolved["dataset"]["resolution"], resolved["training"]["device"]) == (140, "cpu")
@@ -123,15 +128,14 @@ def test_resumed_run_equals_an_uninterrupted_one(make_config, interrupted_after:
     with pytest.raises(InterruptedRunError) as caught:
         train(config, reporter=first, should_stop=stop_after(interrupted_after, first))
     assert caught.value.checkpoint == config.output.dir / "checkpoints" / f"step_{interrupted_after}"
-    report = train(config, reporter=second, resume=config.output.dir)
+    rest = make_config("rest", **sections)  # elsewhere: all that is needed is in the checkpoint
+    report = train(rest, reporter=second, resume=config.output.dir)
     assert {**first.losses(), **second.losses()} == whole.losses()
-    lines = [
-        (make_config(n).output.dir / "logs" / "metrics.jsonl").read_text().splitlines() for n in ("whole", "parts")
-    ]
+    lines = [(make_config(n).output.dir / "logs" / "metrics.jsonl").read_text().splitlines() for n in ("whole", "rest")]
     steps = [[p["step"] for p in map(json.loads, part) if "train/loss" in p] for part in lines]
     assert steps[0] == steps[1] == [1, 2, 3, 4, 5, 6]
     expected = make_config("whole").output.dir / "checkpoints" / "epoch_2"
-    assert same(adapter(config.output.dir / "checkpoints" / "epoch_2"), adapter(expected))
+    assert same(adapter(rest.output.dir / "checkpoints" / "epoch_2"), adapter(expected))
     whole_report = json.loads((make_config("whole").output.dir / "report.json").read_text())
     for key in ("steps", "epochs", "best", "base", "skipped_steps"):
         assert report.to_dict()[key] == whole_report[key], key

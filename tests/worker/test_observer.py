@@ -32,7 +32,7 @@ def job(database: Database, storage: Storage, dataset_zip: Path) -> Job:
 @pytest.fixture
 def observer(database: Database, job: Job, tmp_path: Path) -> Observer:
     (tmp_path / "log").touch()
-    return Observer(database, job, tmp_path / "log", lambda _: None)
+    return Observer(database, job, tmp_path / "log", lambda _: None, lambda _: None)
 
 
 def log_of(database: Database, job: Job) -> str:

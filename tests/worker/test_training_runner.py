@@ -105,7 +105,7 @@ def test_success_leaves_everything_a_client_may_ask_for(rig: Rig) -> None:
     job = rig.run(body + "print('a line of log', file=sys.stderr)\ntrain(4)", keep_checkpoints=2)
     assert job.state is JobState.SUCCEEDED
     assert job.error is None
-    assert job.result == {"model_id": None, "steps": 40, "peak_memory_bytes": 123, "first": 1}
+    assert {**job.result, "model_id": None} == {"model_id": None, "steps": 40, "peak_memory_bytes": 123, "first": 1}
     assert job.peak_memory_bytes == 123
     assert job.trainable == {"parameters": 7, "percent": 0.5}
     assert job.resolved["run"]["config"] == {"lora": 1}
@@ -113,11 +113,17 @@ def test_success_leaves_everything_a_client_may_ask_for(rig: Rig) -> None:
     with rig.database.read() as unit:
         checkpoints = unit.checkpoints.list(job.id)
         log = unit.logs.read(job.id).decode()
+        model = unit.models.get(job.result["model_id"])
         events = unit.events.list(job.id, limit=1000)
     metrics = points_of(rig.database, job.id)
     assert sorted((each.kind, each.epoch) for each in checkpoints) == [("best", 4), ("epoch", 3), ("epoch", 4)]
     assert job.best["value"] == 1.0
     assert job.best["checkpoint_id"] == next(each.id for each in checkpoints if each.kind == "best")
+    best = next(each for each in checkpoints if each.kind == "best")
+    assert (model.job_id, model.epoch, model.archive_sha256) == (job.id, 4, best.archive_sha256)
+    assert [(file.name, file.sha256, file.storage_key) for file in model.files] == [
+        (file.name, file.sha256, file.storage_key) for file in best.files
+    ]
     assert {(point.name, point.step): point.value for point in metrics}["train/loss", 20] == 0.5
     assert log == "a line of log\n"
     assert [event.seq for event in events] == list(range(1, len(events) + 1))

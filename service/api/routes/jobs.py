@@ -10,11 +10,12 @@ from service.api.bodies import StrictJsonRoute
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, JobId, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
-from service.api.job_views import JobView, read_job, read_jobs, requested_wait, view_jobs
+from service.api.job_views import JobView, read_job, read_jobs, view_jobs
 from service.api.schemas.checkpoints import CheckpointList, checkpoint_read
 from service.api.schemas.job_queries import METADATA_PARAMETER, JobQuery
 from service.api.schemas.jobs import JobCreate, JobPatch, JobRead, job_spec
 from service.api.schemas.lists import Page, page_of
+from service.api.waiting import requested_wait
 from service.shared.errors import PreconditionFailedError
 from service.usecases import actions
 from service.usecases import jobs as usecase

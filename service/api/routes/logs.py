@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.api import sse
-from service.api.conditional import UnsatisfiableRangeError, names, requested_range
+from service.api.conditional import Conditions, UnsatisfiableRangeError, Version, names, requested_range
 from service.api.deps import AppServices, JobId, ReadUnit
 from service.api.errors import problem, problem_responses
 from service.api.negotiation import preferred
@@ -74,7 +74,8 @@ def get_logs(
     if request.method == "HEAD":
         return _text(request, found, job_id, 0, size, headers)
     try:
-        part = requested_range(range_, etag if _is_of_prefix(if_range, job_id, size) else if_range, etag, size)
+        wanted = Conditions(range=range_, if_range=etag if _is_of_prefix(if_range, job_id, size) else if_range)
+        part = requested_range(wanted, Version(etag, job.created_at), size)
     except UnsatisfiableRangeError:
         detail = f"The log has {size} bytes; the range {range_!r} holds none of them."
         unsatisfied = {"Content-Range": f"bytes */{size}"}

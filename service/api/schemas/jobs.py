@@ -165,6 +165,9 @@ class JobUrls(Read):
     logs: str
     checkpoints: str
     attempts: str
+    evaluation: str
+    report: str
+    samples: str
     dataset: str
 
 
@@ -290,6 +293,9 @@ def job_read(job: Job, place: Place | None) -> JobRead:
             logs=f"{url}/logs",
             checkpoints=f"{url}/checkpoints",
             attempts=f"{url}/attempts",
+            evaluation=f"{url}/evaluation",
+            report=f"{url}/report",
+            samples=f"{url}/samples",
             dataset=f"/v1/datasets/{job.dataset_id}",
         ),
     )

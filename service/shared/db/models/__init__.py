@@ -1,27 +1,35 @@
 """Rows. Importing this package registers every table."""
 
+from service.shared.db.models.artifacts import Artifact
 from service.shared.db.models.base import Base
 from service.shared.db.models.checkpoints import Checkpoint, CheckpointFile
 from service.shared.db.models.datasets import Dataset
 from service.shared.db.models.estimates import Estimate
 from service.shared.db.models.idempotency import IdempotencyKey
 from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogChunk, MetricPoint
+from service.shared.db.models.models import Export, Model, ModelFile
+from service.shared.db.models.predictions import Prediction
 from service.shared.db.models.uploads import Upload, UploadPart
 from service.shared.db.models.workers import Worker
 
 __all__ = [
+    "Artifact",
     "Attempt",
     "Base",
     "Checkpoint",
     "CheckpointFile",
     "Dataset",
     "Estimate",
+    "Export",
     "IdempotencyKey",
     "Job",
     "JobEvent",
     "JobLabel",
     "LogChunk",
     "MetricPoint",
+    "Model",
+    "ModelFile",
+    "Prediction",
     "Upload",
     "UploadPart",
     "Worker",

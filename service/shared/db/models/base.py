@@ -106,4 +106,5 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         dict[str, Any]: StorableJson,
         list[str]: StorableJson,
+        list[Any]: StorableJson,
     }

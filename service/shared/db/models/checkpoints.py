@@ -16,6 +16,8 @@ class CheckpointFile(Base):
     name: Mapped[str] = mapped_column(Name, primary_key=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(StorableName(64))
+    crc32: Mapped[int | None] = mapped_column(BigInteger)
+    """As zip archives have it; None for files of an older version of this service."""
     storage_key: Mapped[str] = mapped_column(StorableName(300))
 
 
@@ -33,6 +35,8 @@ class Checkpoint(Base):
     step: Mapped[int] = mapped_column(BigInteger)
     metric: Mapped[str | None] = mapped_column(Name)
     value: Mapped[float | None]
+    archive_sha256: Mapped[str | None] = mapped_column(StorableName(64))
+    """Hash of the zip archive of all files; None where their CRCs are not known."""
     created_at: Mapped[datetime]
     files: Mapped[list[CheckpointFile]] = relationship(
         lazy="selectin", order_by="CheckpointFile.name", passive_deletes=True

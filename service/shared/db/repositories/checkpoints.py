@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, select
@@ -32,6 +32,9 @@ class CheckpointManifest:
     value: float | None
     files: dict[str, StoredFile]
     """By file name."""
+    crc32: dict[str, int] = field(default_factory=dict)
+    """By file name; without it there is no archive."""
+    archive_sha256: str | None = None
 
 
 class CheckpointRepository:
@@ -65,9 +68,16 @@ class CheckpointRepository:
             step=manifest.step,
             metric=manifest.metric,
             value=manifest.value,
+            archive_sha256=manifest.archive_sha256,
             created_at=now,
             files=[
-                CheckpointFile(name=name, size_bytes=file.size_bytes, sha256=file.sha256, storage_key=file.key)
+                CheckpointFile(
+                    name=name,
+                    size_bytes=file.size_bytes,
+                    sha256=file.sha256,
+                    crc32=manifest.crc32.get(name),
+                    storage_key=file.key,
+                )
                 for name, file in sorted(manifest.files.items())
             ],
         )
@@ -92,6 +102,17 @@ class CheckpointRepository:
             .execution_options(synchronize_session=False)
         )
         return keys
+
+    def get(self, checkpoint_id: str) -> Checkpoint:
+        """The checkpoint.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        checkpoint = self._session.get(Checkpoint, checkpoint_id)
+        if checkpoint is None:
+            raise NotFoundError(f"There is no checkpoint {checkpoint_id!r}; a newer one may have taken its place.")
+        return checkpoint
 
     def list(self, job_id: str) -> Sequence[Checkpoint]:
         """Published checkpoints of a job, newest first."""

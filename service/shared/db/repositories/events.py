@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select
 
-from sam3_lora.events import Level
+from sam3_lora.events import EventType, Level
 from service.shared.db.models import Job, JobEvent
 from service.shared.db.repositories.fencing import write_fenced
 from service.shared.ids import new_id
@@ -73,6 +73,11 @@ class EventRepository:
             for index, event in enumerate(events)
         ]
         self._session.execute(insert(JobEvent), rows)
+
+    def list_evaluations(self, job_id: str) -> Sequence[JobEvent]:
+        """What every validation of the job found, oldest first."""
+        query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == EventType.EVALUATION)
+        return self._session.scalars(query.order_by(JobEvent.seq)).all()
 
     def list(
         self,

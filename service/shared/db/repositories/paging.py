@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import tuple_
 
-from service.shared.db.models import Dataset, Job
+from service.shared.db.models import Dataset, Job, Model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
-Listed = TypeVar("Listed", Job, Dataset)
+Listed = TypeVar("Listed", Job, Dataset, Model)
 
 
 def page(

@@ -1,0 +1,59 @@
+"""What may be had of a trained model: other forms of it, made when they are first asked for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from service.shared.db.models import Export
+from service.shared.errors import BaseModelUnavailableError
+from service.shared.ids import new_id
+from service.shared.queue import Task
+from service.shared.states import WorkState
+
+if TYPE_CHECKING:
+    from service.shared.db.models import Model
+    from service.shared.settings import Settings
+    from service.shared.unit_of_work import UnitOfWork
+
+MERGED = "merged"
+
+
+def get_usable_model(unit: UnitOfWork, settings: Settings, model_id: str) -> Model:
+    """The model, if this installation has the weights of its base.
+
+    Raises:
+        NotFoundError: if there is no such model.
+        BaseModelUnavailableError: if the weights are missing.
+    """
+    model = unit.models.get(model_id)
+    if model.base_model not in settings.base_models:
+        raise BaseModelUnavailableError(
+            f"This server has no weights for {model.base_model!r}, which model {model_id} needs for this: its operator "
+            "must set SAM3_CHECKPOINT or SAM3_CHECKPOINT_FROM_HUB=true. The formats native and peft need none."
+        )
+    return model
+
+
+def request_export(unit: UnitOfWork, settings: Settings, model_id: str, form: str) -> Export:
+    """The model in another form, at whatever state its making is; the first who asks has it made.
+
+    One that failed is tried anew when it is asked for `retry_backoff_max_s` later.
+
+    Raises:
+        NotFoundError: if there is no such model.
+        BaseModelUnavailableError: if the form needs weights that this installation lacks.
+    """
+    if form == MERGED:
+        get_usable_model(unit, settings, model_id)
+    unit.models.get(model_id, lock=True)  # of two who ask first, one finds the other's
+    export = unit.exports.find(model_id, form)
+    if export is not None and export.state is WorkState.FAILED and export.finished_at is not None:
+        patience = timedelta(seconds=settings.retry_backoff_max_s)
+        if unit.clock.now() - export.finished_at >= patience:
+            unit.exports.remove(export)
+            export = None
+    if export is None:
+        export = unit.exports.add(Export(id=new_id("exp"), model_id=model_id, format=form))
+        unit.ring_after_commit(Task.EXPORT, export.id)
+    return export
