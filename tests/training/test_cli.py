@@ -80,6 +80,7 @@ def test_inspect_shows_what_would_be_adapted(make_config, tmp_path: Path):
     resolved = next(event.data for event in events if event.type is EventType.RESOLVED)
     values = json.loads(shown.stdout)
     memory, batch = values.pop("peak_memory_bytes"), values.pop("batch")
+    assert memory["peak"] < values.pop("needed_bytes")["cuda"]
     assert values.items() <= json.loads(json.dumps(resolved)).items()
     assert memory["peak"] == memory["weights"] + memory["adapters"] + memory["activations"]
     assert memory["adapters"] == 16 * values["trainable_parameters"]
