@@ -168,7 +168,7 @@ class Reconciler:
         with self._database.read() as unit:
             deleted = unit.jobs.deleted(limit=20)
         for job_id in deleted:
-            self._storage.delete_prefix(f"jobs/{job_id}/")
+            self._delete_unknown(self._storage.list(f"jobs/{job_id}/"))  # its model may live on, with its files
             with self._database.write() as unit:
                 unit.jobs.purge(job_id)
 

@@ -81,6 +81,7 @@ def test_inspect_shows_what_would_be_adapted(make_config, tmp_path: Path):
     values = json.loads(shown.stdout)
     memory, batch = values.pop("peak_memory_bytes"), values.pop("batch")
     assert (values.pop("device"), values.pop("recomputed")) == ("cpu", "off")
+    assert memory["peak"] < values.pop("needed_bytes")["cuda"]
     assert values.items() <= json.loads(json.dumps(resolved)).items()
     assert memory["peak"] == memory["weights"] + memory["adapters"] + memory["activations"]
     assert memory["adapters"] == 16 * values["trainable_parameters"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import case, delete, func, insert, or_, select, update
 
-from service.shared.db.models import Attempt, Checkpoint, Dataset, Job, JobLabel
+from service.shared.db.models import Artifact, Attempt, Checkpoint, Dataset, Job, JobLabel
 from service.shared.db.repositories.events import EventRepository, NewEvent
 from service.shared.db.repositories.fencing import returning_job
 from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
@@ -166,7 +166,7 @@ class JobRepository:
         return job
 
     def mark_deleted(self, job_id: str) -> None:
-        """Hide an ended job and its checkpoints for good; the reconciler deletes its files, then its rows.
+        """Hide an ended job with its files for good; the reconciler deletes them, but for its model's, then its rows.
 
         Raises:
             NotFoundError: if there is none that has ended, or it was already deleted.
@@ -174,7 +174,8 @@ class JobRepository:
         ended = update(Job).where(Job.id == job_id, _THERE, Job.state.in_(TERMINAL))
         if returning_job(self._session, ended.values(deleted_at=self._clock.now())) is None:
             raise _unknown(job_id)
-        self._session.execute(delete(Checkpoint).where(Checkpoint.job_id == job_id))
+        for owner in (Checkpoint, Artifact):
+            self._session.execute(delete(owner).where(owner.job_id == job_id))
 
     def deleted(self, limit: int) -> Sequence[str]:
         """Ids of deleted jobs that are still kept."""
