@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from service.reconciler import Reconciler
 from service.shared.queue import Task
 from service.shared.states import JobState
 from tests.service.conftest import Api, assert_problem
@@ -70,6 +71,21 @@ def test_deleted_models_are_gone_with_what_was_made_of_them(api: Api, model_id: 
         assert unit.exports.claim("w-1") is None
     checkpoint = api.client.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"][0]
     assert api.client.get(checkpoint["archive"]["url"]).status_code == 200
+
+
+def test_a_model_outlives_its_job_and_keeps_its_files(api: Api, model_id: str) -> None:
+    model = api.client.get(f"/v1/models/{model_id}").json()
+    checkpoint = api.client.get(f"/v1/jobs/{model['job_id']}/checkpoints").json()["data"][0]
+    others = f"jobs/{model['job_id']}/e1/left-over"
+    api.storage.put(others, [b"of a broken upload"], size_bytes=18)
+    assert api.client.delete(f"/v1/jobs/{model['job_id']}").status_code == 204
+    assert_problem(api.client.get(checkpoint["archive"]["url"]), 404, "not_found")
+    Reconciler(api.settings, api.database, api.storage, api.queue, api.clock).run_once()
+    assert not api.storage.exists(others)
+    kept = api.client.get(f"/v1/models/{model_id}").json()
+    assert kept["job_id"] is None
+    exported = api.client.get(kept["archive"]["url"]).content
+    assert hashlib.sha256(exported).hexdigest() == model["archive"]["sha256"]
 
 
 def test_the_native_form_is_there_at_once(api: Api, model_id: str) -> None:

@@ -39,6 +39,7 @@ def list_events(unit: ReadUnit, job_id: JobId, query: Annotated[EventQuery, Quer
 @router.head("/stream", include_in_schema=False)
 @router.get(
     "/stream",
+    status_code=200,
     response_class=sse.EventStream,
     responses={**sse.RESPONSES, **problem_responses(404, 422, 503)},
 )

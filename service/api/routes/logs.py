@@ -89,6 +89,7 @@ def get_logs(
 @router.head("/stream", include_in_schema=False)
 @router.get(
     "/stream",
+    status_code=200,
     response_class=sse.EventStream,
     responses={**sse.RESPONSES, **problem_responses(404, 422, 503)},
 )
