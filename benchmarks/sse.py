@@ -61,7 +61,7 @@ class Follower:
 def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection is a file, here and in the server
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each connection is an open file
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder), port=_free_port(), max_streams=options.followers)
         database = open_database(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 
 import structlog
 import typer
@@ -46,6 +47,8 @@ def api() -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each stream is one; the usual soft limit is 1024
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         Server(config).run()
 

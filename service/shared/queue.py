@@ -35,7 +35,13 @@ class Task(StrEnum):
         return QUEUES[self]
 
 
-QUEUES = {Task.TRAIN: "gpu", Task.INGEST: "cpu", Task.EXPORT: "cpu", Task.PREDICT: "predict"}
+QUEUES = {
+    Task.TRAIN: "gpu",
+    Task.INGEST: "cpu",
+    Task.ESTIMATE: "cpu",
+    Task.EXPORT: "cpu",
+    Task.PREDICT: "predict",
+}
 
 
 class Queue(Protocol):

@@ -20,9 +20,9 @@ MOST_POINTS = 50_000  # of all series together
 @dataclass(frozen=True)
 class Metrics:
     constants: Sequence[MetricPoint]
-    """What does not change in training: the latest value of each metric of the untuned model."""
+    """What does not change in training: the latest value of each metric of the untuned model, at whatever step."""
     series: dict[str, Sequence[MetricPoint]]
-    """Points of every other metric, by step."""
+    """Points of every metric, by step."""
 
 
 def read_metrics(
@@ -30,9 +30,8 @@ def read_metrics(
 ) -> Metrics:
     """Metrics of the job, all or those named; of each at most `max_points`, fewer where there are very many."""
     found = unit.metrics.series(job_id, names=names, after_step=after_step, before_step=before_step)
-    curves = [series for series in found if not series.name.startswith(CONSTANTS)]
-    room = max(LEAST_POINTS, min(max_points, MOST_POINTS // max(1, len(curves))))
+    room = max(LEAST_POINTS, min(max_points, MOST_POINTS // max(1, len(found))))
     return Metrics(
         constants=unit.metrics.latest(job_id, CONSTANTS, names=names),
-        series={series.name: unit.metrics.points(job_id, series, room) for series in curves},
+        series={series.name: unit.metrics.points(job_id, series, room) for series in found},
     )

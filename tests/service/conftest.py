@@ -26,6 +26,7 @@ from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
 from tests.servers import fresh_database, postgres_server_url, redis_url, s3  # noqa: F401
+from tests.stack import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,6 +222,25 @@ def api(served_api: Api) -> Api:
     served_api.queue.rings.clear()
     served_api.queue.down = False
     return served_api
+
+
+FAST_STREAMS = {
+    "stream_poll_interval_s": 0.02,
+    "stream_heartbeat_s": 0.2,
+    "max_streams": 40,
+    "stream_stall_timeout_s": 0.5,
+}
+
+
+@pytest.fixture
+def live(settings: Settings) -> Iterator[Api]:
+    """The application on each database, with short times; nobody follows when it is over."""
+    with served(settings.model_copy(update=FAST_STREAMS)) as api:
+        yield api
+        broadcaster = api.app.state.services.broadcaster
+        wait_until(lambda: broadcaster.followers == 0, 10)
+        wait_until(lambda: broadcaster._poller is None, 10)
+        assert not broadcaster._topics
 
 
 def body(**values: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from service.api import sse
 from service.api.deps import AppServices, JobId, ReadUnit
@@ -39,8 +40,7 @@ def list_events(unit: ReadUnit, job_id: JobId, query: Annotated[EventQuery, Quer
 @router.head("/stream", include_in_schema=False)
 @router.get(
     "/stream",
-    status_code=200,
-    response_class=sse.EventStream,
+    response_class=StreamingResponse,
     responses={**sse.RESPONSES, **problem_responses(404, 422, 503)},
 )
 def stream_events(

@@ -89,8 +89,7 @@ def get_logs(
 @router.head("/stream", include_in_schema=False)
 @router.get(
     "/stream",
-    status_code=200,
-    response_class=sse.EventStream,
+    response_class=StreamingResponse,
     responses={**sse.RESPONSES, **problem_responses(404, 422, 503)},
 )
 def stream_logs(

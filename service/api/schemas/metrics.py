@@ -53,14 +53,15 @@ class MetricsRead(Read):
     """Give it as `after_step` to get what follows."""
     series: dict[str, list[MetricPointRead]]
     constants: dict[str, float | None]
-    """Metrics of the untuned model, `base/...`: lines to compare the series with, whatever steps were asked for."""
+    """Latest values of the untuned model's metrics, `base/...`: lines to compare the others with, whatever steps were
+    asked for."""
 
 
 def metrics_read(job_id: str, metrics: Metrics) -> MetricsRead:
     constants = {point.name: point.value for point in metrics.constants}
     return MetricsRead(
         job_id=job_id,
-        keys=sorted([*metrics.series, *constants]),
+        keys=sorted({*metrics.series, *constants}),
         last_step=max((points[-1].step for points in metrics.series.values()), default=None),
         series={name: [_point_read(point) for point in points] for name, points in metrics.series.items()},
         constants=constants,
@@ -68,11 +69,11 @@ def metrics_read(job_id: str, metrics: Metrics) -> MetricsRead:
 
 
 def metrics_csv(metrics: Metrics) -> str:
-    """One row for each point, constants first; the value of one that is not finite is empty."""
+    """One row for each point of the series; the value of one that is not finite is empty."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    for point in chain(metrics.constants, *metrics.series.values()):
+    for point in chain.from_iterable(metrics.series.values()):
         read = _point_read(point)
         finite = "true" if read.finite else "false"
         writer.writerow((point.name, read.step, read.epoch, read.value, finite, read.created_at.isoformat()))

@@ -103,5 +103,6 @@ class EventRepository:
 
     def heads(self, job_ids: Collection[str]) -> dict[str, Head]:
         """Heads of those of the jobs that exist, in one look: all that a head counts can be read afterwards."""
-        query = select(Job.id, Job.state, Job.last_event_seq, Job.log_bytes).where(Job.id.in_(job_ids))
+        there = (Job.id.in_(job_ids), Job.deleted_at.is_(None))
+        query = select(Job.id, Job.state, Job.last_event_seq, Job.log_bytes).where(*there)
         return {row.id: Head(row.state, row.last_event_seq, row.log_bytes) for row in self._session.execute(query)}
