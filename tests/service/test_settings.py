@@ -51,6 +51,9 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
         ({"storage_url": "s3://bucket", "storage_endpoint": "minio:9000"}, "http://host:port"),
         ({"storage_url": "s3://bucket", "storage_endpoint": "http://k:s@minio"}, "credentials belong into AWS_*"),
         ({"storage_endpoint": "http://minio:9000"}, "begins with s3://"),
+        ({"dataset_roots": "data"}, "absolute path without"),
+        ({"dataset_roots": "/data/../etc"}, "absolute path without"),
+        ({"dataset_retention_s": 0}, "SAM3_DATASET_RETENTION_S"),
         ({"database_url": "mysql://x"}, "sqlite:/// or postgresql://"),
         ({"database_url": "sqlite://"}, "absolute file"),
         ({"database_url": "sqlite:///relative.db"}, "absolute file"),
@@ -66,6 +69,20 @@ def test_wrong_and_unsafe_settings_do_not_start(values: dict[str, Any], message:
     with pytest.raises(SettingsError) as caught:
         load(**values)
     assert message in caught.value.message
+
+
+def test_lists_are_read_as_operators_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM3_DATASET_URI_HOSTS", "Data.example.org, other.example.org:8443,")
+    monkeypatch.setenv("SAM3_DATASET_ROOTS", "/data/a,b:/mnt/x:")
+    settings = load()
+    assert settings.dataset_uri_hosts == ("data.example.org", "other.example.org:8443")
+    assert settings.dataset_roots == (Path("/data/a,b"), Path("/mnt/x"))
+    assert (load(dataset_roots="").dataset_roots, load(dataset_uri_hosts="").dataset_uri_hosts) == ((), ())
+
+
+def test_a_bucket_has_no_folder() -> None:
+    settings = load(storage_url="s3://bucket/some/prefix", storage_endpoint="http://minio:9000/")
+    assert (settings.storage_dir, settings.storage_endpoint) == (None, "http://minio:9000")
 
 
 def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from service.shared.errors import UploadIncompleteError
 from service.usecases import uploads as usecase
 from tests.service.conftest import Api, assert_problem, served, zip_bytes
+from tests.service.test_hostile_requests import raw
 
 if TYPE_CHECKING:
     import httpx
@@ -138,6 +139,19 @@ def test_a_part_of_the_wrong_length_is_refused_announced_or_not(api: Api, size: 
         problem = assert_problem(api.client.put(url, content=content), 422, "invalid_request")
         assert problem["errors"][0]["code"] == "wrong_length"
     assert (stored(api), staged(api)) == ([], 0)
+
+
+def test_a_part_that_breaks_off_or_stalls_leaves_nothing(api: Api) -> None:
+    upload = begin(api)
+    path = upload["urls"]["part"].format(number=1)
+    request = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {PART}\r\nConnection: close\r\n\r\n".encode()
+    raw(api, request + FIRST[:1000])
+    stalled = raw(api, request + FIRST[:1000], shut=False)
+    assert stalled.startswith(b"HTTP/1.1 408 ")
+    refused = raw(api, request.replace(str(PART).encode(), b"9" * 15), shut=False)
+    assert refused.startswith(b"HTTP/1.1 422 ")
+    assert (stored(api), staged(api)) == ([], 0)
+    assert put(api, upload, 1).status_code == 200
 
 
 @pytest.mark.parametrize(
