@@ -31,6 +31,9 @@ serve: setup ## Start the service on this machine (PORT=8000), with broker and w
 test: setup ## Run every test that needs no GPU and is not slow
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
 
+test-all: setup ## Run every test that needs no GPU
+	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+
 test-gpu: setup ## Run the tests that need CUDA
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
@@ -68,4 +71,4 @@ pretrain: setup ## Pretrain sam3-tiny again (hours on a CPU)
 clean: ## Remove the environment and all caches; data stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help setup demo serve test test-gpu format lint types contracts drift check lock bench pretrain clean
+.PHONY: help setup demo serve test test-all test-gpu format lint types contracts drift check lock bench pretrain clean

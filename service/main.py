@@ -116,6 +116,15 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     return app
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's schema without null: one that is not given is left out."""
+    if "anyOf" not in schema:
+        return schema
+    kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
+    others = {name: value for name, value in schema.items() if name != "anyOf"}
+    return others | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
+
+
 def _describe(app: FastAPI) -> None:
     """Add to the OpenAPI document what FastAPI cannot know: problems, that 422 is one of them, bodies read by hand."""
     generate = app.openapi
@@ -133,6 +142,8 @@ def _describe(app: FastAPI) -> None:
             for operation in (operation for path in document["paths"].values() for operation in path.values()):
                 if "422" in operation["responses"]:
                     operation["responses"]["422"] = described
+                for parameter in operation.get("parameters", []):
+                    parameter["schema"] = _without_null(parameter["schema"])
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -20,6 +20,7 @@ from service.shared.errors import (
 
 S = TypeVar("S", bound=Section)
 MAX_DEPTH = 64
+EXACT = 2**53  # up to here doubles hold every integer
 
 
 class StrictRequest(Request):
@@ -136,11 +137,12 @@ def _refuse_constant(name: str) -> NoReturn:
     )
 
 
-def _finite(text: str) -> float:
+def _finite(text: str) -> float | int:
+    """A number; 61.0 is the integer 61, as JSON Schema has it and as JavaScript writes it."""
     value = float(text)
     if not math.isfinite(value):
         _refuse_constant(text[:20])
-    return value
+    return int(value) if value.is_integer() and abs(value) <= EXACT else value
 
 
 def _check_text(value: Any, pointer: str, depth: int) -> None:

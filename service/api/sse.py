@@ -21,8 +21,14 @@ log = structlog.get_logger(__name__)
 
 RETRY_MS = 3000
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second: nginx passes each event on at once
+FRAME = {
+    "type": "object",
+    "description": "One event of the stream; comments and `retry` come between them.",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
 RESPONSES: dict[int | str, dict[str, object]] = {
-    200: {"description": "The stream", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"description": "The stream", "content": {"text/event-stream": {"schema": FRAME}}},
     204: {"description": "The job has ended and nothing follows: an `EventSource` stops here"},
 }
 

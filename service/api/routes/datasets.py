@@ -27,7 +27,6 @@ from service.api.schemas.lists import Page, page_of
 from service.shared.dataset_files import preview_key
 from service.shared.db.models import Dataset
 from service.shared.errors import InvalidRequestError, NotFoundError, UnsupportedMediaTypeError
-from service.shared.states import DatasetState
 from service.usecases import datasets as usecase
 from service.usecases.idempotency import Answer, answer_once, fingerprint
 
@@ -105,7 +104,7 @@ def list_datasets(unit: ReadUnit, query: Annotated[DatasetQuery, Query()]) -> Pa
         descending=query.order == "desc",
         after=query.after,
         before=query.before,
-        states=[DatasetState(part) for part in query.status.split(",")] if query.status else [],
+        states=query.status,
     )
     return page_of(rows, has_more, dataset_read, lambda read: read.id)
 

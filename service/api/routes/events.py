@@ -29,8 +29,8 @@ def list_events(unit: ReadUnit, job_id: JobId, query: Annotated[EventQuery, Quer
         before=query.before,
         limit=query.limit + 1,
         descending=query.order == "desc",
-        types=query.type.split(",") if query.type else (),
-        levels=query.level.split(",") if query.level else (),
+        types=query.type,
+        levels=query.level,
     )
     data = [event_read(event) for event in found[: query.limit]]
     first_seq, last_seq = (data[0].seq, data[-1].seq) if data else (None, query.after)

@@ -3,31 +3,18 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from sam3_lora.config import Section
-from service.api.schemas.lists import PageQuery, Read
+from service.api.schemas.lists import PageQuery, Read, Separated
 from service.shared.db.models import Dataset
 from service.shared.sources import shown
 from service.shared.states import DatasetState
 
 
-def choices(kind: type[Any]) -> AfterValidator:
-    """Validates a comma-separated list of an enumeration's values."""
-
-    def check(value: str | None) -> str | None:
-        known = [member.value for member in kind]
-        for part in value.split(",") if value is not None else []:
-            if part not in known:
-                raise ValueError(f"unknown status {part[:40]!r}; known: {', '.join(known)}")
-        return value
-
-    return AfterValidator(check)
-
-
 class DatasetQuery(PageQuery):
-    status: Annotated[str | None, choices(DatasetState)] = Field(None, max_length=200, examples=["ready"])
-    """Only datasets in these states, separated by commas."""
+    status: Annotated[list[DatasetState], Separated] = Field([], max_length=10, examples=[["ready"]])
+    """Only datasets in these states; repeat it, or separate them by commas."""
 
 
 class UploadSource(Section):

@@ -3,12 +3,13 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from sam3_lora.events import Level
-from service.api.schemas.datasets import choices
-from service.api.schemas.lists import Read
+from service.api.schemas.lists import Read, Separated
 from service.shared.db.models import JobEvent
+
+EventName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class EventQuery(BaseModel):
@@ -24,10 +25,10 @@ class EventQuery(BaseModel):
     """Largest number of events."""
     order: Literal["asc", "desc"] = "asc"
     """By `seq`."""
-    type: str | None = Field(None, min_length=1, max_length=200, examples=["status,checkpoint"])
-    """Only events of these types, separated by commas."""
-    level: Annotated[str | None, choices(Level)] = Field(None, max_length=200, examples=["warning,error"])
-    """Only events of these levels, separated by commas."""
+    type: Annotated[list[EventName], Separated] = Field([], max_length=20, examples=[["status", "checkpoint"]])
+    """Only events of these types; repeat it, or separate them by commas."""
+    level: Annotated[list[Level], Separated] = Field([], max_length=10, examples=[["warning", "error"]])
+    """Only events of these levels; repeat it, or separate them by commas."""
 
 
 class EventRead(Read):

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
 
-from service.api.schemas.lists import PageQuery
+from service.api.schemas.lists import PageQuery, Separated
 from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.states import JobState
 
 METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 MAX_METADATA = 16
 METADATA_PARAMETER = {
     "name": "metadata",
@@ -18,18 +19,26 @@ METADATA_PARAMETER = {
     "style": "deepObject",
     "explode": True,
     "description": "Only jobs whose metadata has these values, as in `metadata[ticket]=A-1`.",
-    "schema": {"type": "object", "maxProperties": MAX_METADATA, "additionalProperties": {"type": "string"}},
+    "schema": {
+        "type": "object",
+        "maxProperties": MAX_METADATA,
+        "propertyNames": {"minLength": 1, "maxLength": 64},
+        "additionalProperties": {"type": "string"},
+    },
 }
 
 
-def _split(values: Any) -> Any:
-    return [part for value in values for part in value.split(",")] if isinstance(values, list) else values
+def _timestamp(value: Any) -> Any:
+    if isinstance(value, str) and not RFC3339.match(value):
+        raise ValueError("must be an RFC 3339 time, as in 2026-01-31T12:00:00Z")
+    return value
+
+
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp)]  # which would also take numbers of seconds
 
 
 class JobQuery(PageQuery):
-    status: Annotated[list[JobState], BeforeValidator(_split)] = Field(
-        [], max_length=20, examples=[["queued", "running"]]
-    )
+    status: Annotated[list[JobState], Separated] = Field([], max_length=20, examples=[["queued", "running"]])
     """Only jobs in these states; repeat it, or separate them by commas."""
     project: str | None = Field(None, max_length=64)
     """Only jobs of this project."""
@@ -39,9 +48,9 @@ class JobQuery(PageQuery):
     """Only jobs that adapt this model."""
     tag: str | None = Field(None, max_length=64)
     """Only jobs with this tag."""
-    created_after: AwareDatetime | None = Field(None, examples=["2026-11-01T00:00:00Z"])
+    created_after: Timestamp | None = Field(None, examples=["2026-11-01T00:00:00Z"])
     """Only jobs created after this time."""
-    created_before: AwareDatetime | None = Field(None, examples=["2026-12-01T00:00:00Z"])
+    created_before: Timestamp | None = Field(None, examples=["2026-12-01T00:00:00Z"])
     """Only jobs created before this time."""
     metadata: dict[str, Annotated[str, StringConstraints(max_length=512)]] = Query(
         {}, max_length=MAX_METADATA, include_in_schema=False

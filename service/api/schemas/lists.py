@@ -1,12 +1,20 @@
 """Pages of lists: keyset, never offset."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 T = TypeVar("T")
+
+
+def _split(values: Any) -> Any:
+    return [part for value in values for part in value.split(",")] if isinstance(values, list) else values
+
+
+Separated = BeforeValidator(_split)
+"""Lets a list in a query be given by repeating the parameter, or separated by commas."""
 
 
 class Read(BaseModel):

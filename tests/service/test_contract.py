@@ -1,0 +1,33 @@
+"""The API against its own OpenAPI document: schemathesis with all checks, alone and in sequences of requests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.service.conftest import Api, add_dataset, add_job
+from tests.service.results import add_model
+
+if TYPE_CHECKING:
+    import pytest
+
+SECONDS = 75
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+
+
+def test_every_operation_keeps_to_the_document(api: Api, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    model_id = add_model(api.database, api.storage, tmp_path)
+    add_job(api.database, add_dataset(api.database))
+    known = {"model_id": model_id, "job_id": api.client.get(f"/v1/models/{model_id}").json()["job_id"]}
+    known["checkpoint_id"] = api.client.get(f"/v1/jobs/{known['job_id']}/checkpoints").json()["data"][0]["id"]
+    config = tmp_path / "schemathesis.toml"
+    # Reading what is there must be tried too; writing gets whatever ids are drawn.
+    parameters = "".join(f'"path.{name}" = "{value}"\n' for name, value in known.items())
+    config.write_text(CONFIG.read_text().replace("[operations.parameters]\n", f"[operations.parameters]\n{parameters}"))
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run"]
+    command += [f"{api.client.base_url}/openapi.json", "--url", f"{api.client.base_url}/v1", "--no-color"]
+    command += ["--seed", "7", "--max-examples", "8", "--max-time", str(SECONDS), "--generation-database", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=SECONDS * 4, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
