@@ -130,9 +130,7 @@ def test_resumed_run_equals_an_uninterrupted_one(make_config, interrupted_after:
     rest = make_config("rest", **sections)  # elsewhere: all that is needed is in the checkpoint
     report = train(rest, reporter=second, resume=config.output.dir)
     assert {**first.losses(), **second.losses()} == whole.losses()
-    lines = [
-        (make_config(n).output.dir / "logs" / "metrics.jsonl").read_text().splitlines() for n in ("whole", "rest")
-    ]
+    lines = [(make_config(n).output.dir / "logs" / "metrics.jsonl").read_text().splitlines() for n in ("whole", "rest")]
     steps = [[p["step"] for p in map(json.loads, part) if "train/loss" in p] for part in lines]
     assert steps[0] == steps[1] == [1, 2, 3, 4, 5, 6]
     expected = make_config("whole").output.dir / "checkpoints" / "epoch_2"
