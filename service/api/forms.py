@@ -35,7 +35,6 @@ class FormFile:
 
     path: Path
     filename: str
-    size_bytes: int
     sha256: str
     fields: dict[str, str]
 
@@ -142,7 +141,7 @@ class _Form:
             self._file.flush()
 
     def file(self, path: Path) -> FormFile:
-        return FormFile(path, self._filename or "", self._size_bytes, self._digest.hexdigest(), self._fields)
+        return FormFile(path, self._filename or "", self._digest.hexdigest(), self._fields)
 
     def _begin_part(self) -> None:
         self._part = _Part()
