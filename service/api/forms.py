@@ -36,7 +36,6 @@ class FormFile:
 
     path: Path
     filename: str
-    size_bytes: int
     sha256: str
     fields: dict[str, str]
     repeated: dict[str, list[str]]
@@ -158,8 +157,7 @@ class _Form:
             self._file.flush()
 
     def file(self, path: Path) -> FormFile:
-        filename = self._filename or ""
-        return FormFile(path, filename, self._size_bytes, self._digest.hexdigest(), self._fields, self._repeated)
+        return FormFile(path, self._filename or "", self._digest.hexdigest(), self._fields, self._repeated)
 
     def _begin_part(self) -> None:
         self._part = _Part()

@@ -29,14 +29,6 @@ DIGEST = re.compile(r"([a-z0-9-]+)=:([A-Za-z0-9+/]{22,88}={0,2}):")
 HASHES = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 
 
-@dataclass(frozen=True)
-class StagedFile:
-    """A body, complete on this machine's disk."""
-
-    path: Path
-    size_bytes: int
-
-
 @asynccontextmanager
 async def staging_file(folder: Path) -> AsyncIterator[tuple[Path, BinaryIO]]:
     """A new file to write to, deleted on leaving.
@@ -81,8 +73,10 @@ async def body_chunks(request: Request, *, idle_timeout_s: float) -> AsyncIterat
 @asynccontextmanager
 async def receive_bytes(
     request: Request, folder: Path, *, size_bytes: int, idle_timeout_s: float
-) -> AsyncIterator[StagedFile]:
+) -> AsyncIterator[Path]:
     """Receive a body of exactly `size_bytes` whose Content-Digest and Content-MD5, if sent, are right.
+
+    The file is deleted on leaving.
 
     Raises:
         InvalidRequestError, MalformedRequestError, RequestTimeoutError, StorageFullError: each names what is wrong.
@@ -114,7 +108,7 @@ async def receive_bytes(
         for each in digests:
             if each.found.digest() != each.expected:
                 raise _fault(f"/header/{each.header}", "digest_mismatch", "the bytes that arrived have another digest")
-        yield StagedFile(path, received)
+        yield path
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Workers:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, kind: str, trainer: str = "", **settings: object) -> subprocess.Popen[bytes]:
-        values = self._settings.model_dump(exclude_none=True) | settings
+        values = self._settings.model_dump(exclude_defaults=True) | settings
         environment = os.environ | {f"SAM3_{name.upper()}": str(value) for name, value in values.items()}
         command = trainers.write(
             self._folder, f"open({str(self.pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n" + trainer

@@ -79,10 +79,8 @@ async def put_part(request: Request, found: AppServices, upload_id: UploadId, nu
         found.settings.staging_dir,
         size_bytes=size_bytes,
         idle_timeout_s=found.settings.upload_idle_timeout_s,
-    ) as staged:
-        part = await to_thread.run_sync(
-            usecase.store_part, found.database, found.storage, upload_id, number, staged.path
-        )
+    ) as path:
+        part = await to_thread.run_sync(usecase.store_part, found.database, found.storage, upload_id, number, path)
     return part_read(part)
 
 
