@@ -5,19 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.service.conftest import Api, add_dataset, add_job
 from tests.service.results import add_model
-
-if TYPE_CHECKING:
-    import pytest
 
 SECONDS = 75
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 
-def test_every_operation_keeps_to_the_document(api: Api, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_every_operation_keeps_to_the_document(api: Api, tmp_path: Path) -> None:
     model_id = add_model(api.database, api.storage, tmp_path)
     add_job(api.database, add_dataset(api.database))
     known = {"model_id": model_id, "job_id": api.client.get(f"/v1/models/{model_id}").json()["job_id"]}
