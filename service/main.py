@@ -28,6 +28,7 @@ from service.api.routes import (
     predictions,
     recipes,
     samples,
+    sweeps,
     uploads,
 )
 from service.api.schemas.datasets import DatasetCreate
@@ -55,6 +56,7 @@ TAGS = [
     {"name": "recipes", "description": "Base models, the configuration's schema and defaults, jobs to begin with."},
     {"name": "uploads", "description": "Large files in parts, in any order, with nothing lost when something breaks."},
     {"name": "jobs", "description": "Training runs."},
+    {"name": "sweeps", "description": "Many jobs at once that try different values, and the best of them."},
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "operations", "description": "Probes and version."},
@@ -73,6 +75,7 @@ ROUTES = (
     evaluation,
     samples,
     estimates,
+    sweeps,
     checkpoints,
     models,
     predictions,

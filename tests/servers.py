@@ -32,7 +32,7 @@ import psycopg
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Runs argv[4:] as user argv[1] with group argv[2]; the kernel sends it signal argv[3] when this process dies. The
 # parent-death signal has to be set after the change of user, which clears it.
@@ -212,12 +212,12 @@ def _own(folder: Path) -> None:
     os.chown(folder, *_unprivileged())
 
 
-def _tethered(command: list[Path | str], signum: int, *, drop: bool) -> list[str]:
+def _tethered(command: Sequence[object], signum: int, *, drop: bool) -> list[str]:
     uid, gid = _unprivileged() if drop else (0, 0)
     return [sys.executable, "-ISc", TETHER, str(uid), str(gid), str(int(signum)), *map(str, command)]
 
 
-def _run(command: list[Path | str], *, drop: bool = True) -> None:
+def _run(command: Sequence[object], *, drop: bool = True) -> None:
     done = subprocess.run(
         _tethered(command, signal.SIGKILL, drop=drop), capture_output=True, text=True, check=False, cwd="/"
     )
@@ -227,7 +227,7 @@ def _run(command: list[Path | str], *, drop: bool = True) -> None:
 
 @contextlib.contextmanager
 def _running(
-    command: list[Path | str],
+    command: Sequence[object],
     stop: int,
     log: Path,
     answers: Callable[[], bool],

@@ -22,6 +22,7 @@ from service.shared.db.repositories.metrics import MetricRepository
 from service.shared.db.repositories.models import ExportRepository, ModelRepository
 from service.shared.db.repositories.predictions import PredictionRepository
 from service.shared.db.repositories.queue import QueueRepository
+from service.shared.db.repositories.sweeps import SweepRepository
 from service.shared.db.repositories.uploads import UploadRepository
 from service.shared.db.repositories.workers import WorkerRepository
 from service.shared.retry import RetryPolicy
@@ -54,6 +55,7 @@ class UnitOfWork:
         self.models = ModelRepository(session, clock)
         self.exports = ExportRepository(session, clock, retry, Export, settings.work_max_attempts)
         self.predictions = PredictionRepository(session, clock, retry, Prediction, settings.work_max_attempts)
+        self.sweeps = SweepRepository(session, clock)
         self.workers = WorkerRepository(session, clock)
         self.estimates = EstimateRepository(session, clock)
         self.idempotency = IdempotencyRepository(session, clock)

@@ -46,6 +46,8 @@ class JobQuery(PageQuery):
     """Only jobs that train on this dataset."""
     base_model: Literal["sam3", "sam3-tiny"] | None = None
     """Only jobs that adapt this model."""
+    sweep_id: str | None = Field(None, max_length=48)
+    """Only jobs of this sweep."""
     tag: str | None = Field(None, max_length=64)
     """Only jobs with this tag."""
     created_after: Timestamp | None = Field(None, examples=["2026-11-01T00:00:00Z"])
@@ -71,6 +73,7 @@ class JobQuery(PageQuery):
             project=self.project,
             dataset_id=self.dataset_id,
             base_model=self.base_model,
+            sweep_id=self.sweep_id,
             tag=self.tag,
             metadata=self.metadata,
             created_after=self.created_after,

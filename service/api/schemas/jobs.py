@@ -196,6 +196,10 @@ class JobRead(Read):
     """Job whose last good checkpoint a retry goes on from."""
     dataset_id: str
     validation_dataset_id: str | None
+    sweep_id: str | None
+    """The sweep that it belongs to."""
+    trial: dict[str, Any] | None
+    """The values that it tries there, by path in `config`."""
     config: dict[str, Any]
     """As submitted."""
     resolved: dict[str, Any]
@@ -262,6 +266,8 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         resumes_from=job.resumes_from,
         dataset_id=job.dataset_id,
         validation_dataset_id=job.validation_dataset_id,
+        sweep_id=job.sweep_id,
+        trial=job.trial,
         config=job.config,
         resolved=job.resolved,
         seed=job.seed,

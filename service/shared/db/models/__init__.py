@@ -9,6 +9,7 @@ from service.shared.db.models.idempotency import IdempotencyKey
 from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogChunk, MetricPoint
 from service.shared.db.models.models import Export, Model, ModelFile
 from service.shared.db.models.predictions import Prediction
+from service.shared.db.models.sweeps import Sweep
 from service.shared.db.models.uploads import Upload, UploadPart
 from service.shared.db.models.workers import Worker
 
@@ -30,6 +31,7 @@ __all__ = [
     "Model",
     "ModelFile",
     "Prediction",
+    "Sweep",
     "Upload",
     "UploadPart",
     "Worker",

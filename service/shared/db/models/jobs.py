@@ -36,6 +36,7 @@ class Job(Base):
         Index(None, "created_at", "id"),
         Index(None, "dataset_id"),
         Index(None, "validation_dataset_id"),
+        Index(None, "sweep_id", "created_at", "id"),
         Index(None, "deleted_at"),
     )
 
@@ -55,6 +56,9 @@ class Job(Base):
     retry_of: Mapped[str | None] = mapped_column(Id)
     resumes_from: Mapped[str | None] = mapped_column(Id)
     """Job whose last good checkpoint training goes on from while this one has none of its own."""
+    sweep_id: Mapped[str | None] = mapped_column(Id)
+    trial: Mapped[dict[str, Any] | None]
+    """The values that it tries for its sweep, by path in `config`."""
     config: Mapped[dict[str, Any]]
     """As submitted."""
     resolved: Mapped[dict[str, Any]]

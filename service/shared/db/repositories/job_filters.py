@@ -29,6 +29,7 @@ class JobFilter:
     project: str | None = None
     dataset_id: str | None = None
     base_model: str | None = None
+    sweep_id: str | None = None
     tag: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
@@ -42,6 +43,7 @@ class JobFilter:
             (Job.project, self.project),
             (Job.dataset_id, self.dataset_id),
             (Job.base_model, self.base_model),
+            (Job.sweep_id, self.sweep_id),
         ):
             if value is not None:
                 yield column == value
