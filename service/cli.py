@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+from datetime import UTC, datetime, timedelta
 
 import structlog
 import typer
@@ -17,6 +18,7 @@ from service.shared import log as logs
 from service.shared.db import migrate as migrations
 from service.shared.errors import SettingsError, StorageError
 from service.shared.settings import Settings, load
+from service.shared.staging import delete_leftovers
 
 log = structlog.get_logger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoRA training service.")
@@ -33,6 +35,7 @@ def api() -> None:
     """Serve the HTTP API."""
     settings = _settings()
     logs.configure(settings.log_level)
+    delete_leftovers(settings.staging_dir, datetime.now(UTC) - timedelta(seconds=settings.staging_retention_s))
     application = create_app(settings)
     try:
         application.state.services.storage.check()

@@ -24,6 +24,7 @@ from service.shared.db.repositories.attempts import Lease
 from service.shared.errors import DatasetInUseError, NotFoundError, ServiceError, SettingsError
 from service.shared.queue import CeleryQueue, Queue, Task
 from service.shared.settings import Settings, load
+from service.shared.staging import delete_leftovers
 from service.shared.states import DatasetState
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
@@ -168,7 +169,7 @@ class Reconciler:
         with self._database.read() as unit:
             deleted = unit.jobs.deleted(limit=20)
         for job_id in deleted:
-            self._delete_unknown(self._storage.list(f"jobs/{job_id}/"))  # its model may live on, with its files
+            self._delete_orphans(self._storage.list(f"jobs/{job_id}/"))  # its model may live on, with its files
             with self._database.write() as unit:
                 unit.jobs.purge(job_id)
 
@@ -191,28 +192,28 @@ class Reconciler:
         """Forget what is past its retention, and delete files that broken uploads or lost workers left behind."""
         with self._database.write() as unit:
             unit.idempotency.forget(self._settings.idempotency_retention_s)
+            unit.idempotency.forget(self._settings.prediction_retention_s, "predictions.create")
             unit.estimates.forget(self._settings.estimate_retention_s)
             unit.workers.forget_silent(self._settings.worker_retention_s)
             forgotten = unit.predictions.forget(self._settings.prediction_retention_s)
         for key in forgotten:
             self._storage.delete(key)
         before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
-        if self._settings.staging_dir.is_dir():
-            for path in self._settings.staging_dir.iterdir():
-                if path.stat().st_mtime < before.timestamp():
-                    path.unlink(missing_ok=True)
+        delete_leftovers(self._settings.staging_dir, before)
+        self._storage.delete_unfinished(before)
         for prefix in ("datasets", "uploads", "jobs", "exports", "predictions"):
-            keys = self._storage.list(prefix, unchanged_since=before)
-            for start in range(0, len(keys), BATCH):
-                self._delete_unknown(keys[start : start + BATCH])
+            self._delete_orphans(self._storage.list(prefix, unchanged_since=before))
 
-    def _delete_unknown(self, keys: list[str]) -> None:
-        with self._database.read() as unit:
-            known = _owned(unit, keys)
-        orphans = [key for key in keys if key not in known]
-        if orphans:
-            self._storage.delete_all(orphans)
-            log.info("orphans_deleted", keys=orphans)
+    def _delete_orphans(self, keys: list[str]) -> None:
+        """Delete those of the files that no row names."""
+        for start in range(0, len(keys), BATCH):
+            batch = keys[start : start + BATCH]
+            with self._database.read() as unit:
+                known = _owned(unit, batch)
+            orphans = [key for key in batch if key not in known]
+            if orphans:
+                self._storage.delete_all(orphans)
+                log.info("orphans_deleted", keys=orphans)
 
 
 def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository | WorkRepository[Any]]:

@@ -37,7 +37,10 @@ def unpacked(
         with workspace.attempt(f"fetch-{dataset.id}") as folder:
             fetched = storage.fetch(dataset.storage_key, folder / "archive", on_chunk=on_chunk)
             if fetched.sha256 != dataset.sha256:
-                raise StorageError(f"Storage holds a damaged archive of dataset {dataset.id}: upload it again.")
+                raise StorageError(
+                    f"Storage holds a damaged archive of dataset {dataset.id}: delete all datasets of SHA-256 "
+                    f"{dataset.sha256}, which share it, and upload it again."
+                )
             extract(folder / "archive", destination)
 
     with workspace.dataset(dataset.sha256, fetch_and_extract) as root:

@@ -6,16 +6,18 @@ import os
 import secrets
 import shutil
 import stat
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from sam3_lora.errors import CheckpointError
+from service.shared.db.repositories.events import NewEvent
 from service.shared.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from sam3_lora.events import Event
     from service.shared.db.models import Artifact, Job
@@ -54,10 +56,7 @@ class ArtifactPublisher:
             return None
         # A key of its own for each: what a client downloads is never overwritten.
         prefix = f"jobs/{self._job_id}/e{self._epoch}/artifact-{secrets.token_hex(4)}"
-        files = {
-            name: self._storage.put_file(f"{prefix}/{path.name}", path, on_chunk=self._lease.check)
-            for name, path in names.items()
-        }
+        files = {name: self._put(f"{prefix}/{path.name}", path) for name, path in names.items()}
         shutil.rmtree(scratch)
         for key in self._lease.insist(lambda: self._announce(place, files)):
             self._storage.delete(key)
@@ -71,6 +70,31 @@ class ArtifactPublisher:
             if files and not all(self._fetch(file, run_dir / file.name) for file in files):
                 shutil.rmtree(run_dir / place, ignore_errors=True)
                 log.warning("artifact_damaged", place=place)
+
+    def adopt(self, job_id: str, folder: Path) -> None:
+        """Take over what another job evaluated, which this one goes on from: files, and the events about it."""
+        for place in NEEDED_TO_GO_ON:
+            with self._database.read() as unit:
+                files = unit.artifacts.list(job_id, place)
+            if not files or not all(self._fetch(file, folder / file.name) for file in files):
+                continue
+            prefix = f"jobs/{self._job_id}/e{self._epoch}/artifact-{secrets.token_hex(4)}"
+            copies = {file.name: self._put(f"{prefix}/{Path(file.name).name}", folder / file.name) for file in files}
+            for key in self._lease.insist(partial(self._announce, place, copies)):
+                self._storage.delete(key)
+        self._lease.insist(lambda: self._adopt_events(job_id))
+
+    def _adopt_events(self, job_id: str) -> None:
+        with self._database.write() as unit:
+            if not unit.events.list_evaluations(self._job_id):  # not yet taken over by an earlier attempt
+                taken = [
+                    NewEvent(event.type, event.message, event.data, event.level)
+                    for event in unit.events.list_evaluations(job_id)
+                ]
+                unit.events.append(self._job_id, self._epoch, taken)
+
+    def _put(self, key: str, path: Path) -> StoredFile:
+        return self._lease.insist(lambda: self._storage.put_file(key, path, on_chunk=self._lease.check))
 
     def _announce(self, place: str, files: dict[str, StoredFile]) -> Sequence[str]:
         with self._database.write() as unit:

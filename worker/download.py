@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHUNK_BYTES = 2**20
+# What older versions of `ipaddress` take for public, or what stands for addresses that are not.
+NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        ("192.0.0.0/24", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "fec0::/10"),
+    )
+)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -88,6 +95,8 @@ def public_address(host: str, port: int) -> str:
 def is_public(address: str) -> bool:
     """Whether an address, and any that it stands for, belongs to the public network."""
     ip = ipaddress.ip_address(address.partition("%")[0])
+    if any(ip in network for network in NOT_PUBLIC if network.version == ip.version):
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if ip in NAT64:

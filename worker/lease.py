@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from service.shared.errors import LeaseLostError
+from service.shared.errors import LeaseLostError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 RETRY_S = 0.5
+STORAGE_RETRY_S = 5.0
 
 
 class Lease:
@@ -43,6 +44,7 @@ class Lease:
         self._beat = beat
         self._interval_s = settings.heartbeat_interval_s
         self._valid_s = settings.self_fence_s
+        self._storage_retry_s = settings.storage_retry_s
         self._slack_s = settings.kill_grace_s
         self._renewed_at = claimed_at
         self._refused = threading.Event()
@@ -64,11 +66,14 @@ class Lease:
             raise LeaseLostError(f"the lease of {self.name} is lost or was not renewed for {self._valid_s:g} s")
 
     def insist(self, write: Callable[[], T]) -> T:
-        """The result of `write`, tried again while the database is away and the lease holds.
+        """The result of `write`, tried again while the database is away and the lease holds, and for
+        `storage_retry_s` while storage is away.
 
         Raises:
             LeaseLostError: once it is lost.
+            StorageError: if storage does not come back in time.
         """
+        give_up_at = time.monotonic() + self._storage_retry_s
         while True:
             self.check()
             try:
@@ -76,6 +81,11 @@ class Lease:
             except DATABASE_AWAY as error:
                 log.warning("write_failed", work=self.name, error=str(error))
                 time.sleep(RETRY_S)
+            except StorageError as error:
+                if time.monotonic() > give_up_at:
+                    raise
+                log.warning("storage_failed", work=self.name, error=error.message)
+                time.sleep(min(STORAGE_RETRY_S, self._storage_retry_s))
 
     def __enter__(self) -> Lease:
         self._thread.start()

@@ -134,7 +134,10 @@ class PredictRunner:
 
         adapter = self._adapter(prediction.model_id, check)
         image, result, overlay = folder / "image", folder / "result.json", folder / "overlay.png"
-        fetched = self._storage.fetch(prediction.image_key, image, on_chunk=check)
+        try:
+            fetched = self._storage.fetch(prediction.image_key, image, on_chunk=check)
+        except NotFoundError as error:
+            raise StorageError("Storage no longer holds the image of this prediction: ask again.") from error
         if fetched.sha256 != prediction.image_sha256:
             raise StorageError("Storage holds a damaged image of this prediction: ask again.")
         request = {

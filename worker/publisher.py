@@ -143,11 +143,11 @@ class Publisher:
         return {
             "archive_sha256": ZipLayout(members).sha256(reader_of(folder)),
             "crc32": {member.name: member.crc32 for member in members},
-            "files": {
-                path.name: self._storage.put_file(f"{prefix}/{path.name}", path, on_chunk=self._lease.check)
-                for path in sorted(folder.iterdir())
-            },
+            "files": {path.name: self._put(f"{prefix}/{path.name}", path) for path in sorted(folder.iterdir())},
         }
+
+    def _put(self, key: str, path: Path) -> StoredFile:
+        return self._lease.insist(lambda: self._storage.put_file(key, path, on_chunk=self._lease.check))
 
     def _announce(self, manifest: CheckpointManifest) -> Checkpoint:
         keys = {file.key for file in manifest.files.values()}

@@ -151,7 +151,7 @@ class TrainingRunner:
         observer.flush()
         with contextlib.ExitStack() as stack:
             roots = [stack.enter_context(self._unpacked(dataset_id, lease)) for dataset_id in _datasets(job)]
-            resume = self._fetch_checkpoint(job, publisher, observer, folder / "resume")
+            resume = self._fetch_checkpoint(job, publisher, artifacts, observer, folder / "resume")
             if resume is not None:
                 artifacts.fetch_evaluations(run_dir)
             adapter = None
@@ -176,11 +176,14 @@ class TrainingRunner:
             dataset = unit.datasets.get(dataset_id)
         return unpacked(dataset, self._storage, self._workspace, on_chunk=lambda: self._check(lease))
 
-    def _fetch_checkpoint(self, job: Job, publisher: Publisher, observer: Observer, folder: Path) -> Path | None:
+    def _fetch_checkpoint(
+        self, job: Job, publisher: Publisher, artifacts: ArtifactPublisher, observer: Observer, folder: Path
+    ) -> Path | None:
         """What the trainer goes on from: a checkpoint of an earlier attempt, else of the job that this one retries."""
         own = publisher.fetch_latest(folder)
         if own is not None or job.resumes_from is None:
             return own
+        artifacts.adopt(job.resumes_from, folder / "evaluated")  # first: a checkpoint says that all was taken over
         adopted = publisher.adopt(job.resumes_from, folder)
         if adopted is None:
             message = f"No intact checkpoint of {job.resumes_from} is left: training begins anew"

@@ -13,6 +13,13 @@ depends_on = None
 
 JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 WORK = ("exports", "predictions")
+KEYS = (  # which the sweep asks for by many at once
+    ("checkpoint_files", "storage_key"),
+    ("artifacts", "storage_key"),
+    ("exports", "storage_key"),
+    ("predictions", "image_key"),
+    ("predictions", "overlay_key"),
+)
 MOVES = "'queued>running', 'running>queued', 'running>succeeded', 'running>failed'"
 
 
@@ -23,12 +30,15 @@ def upgrade() -> None:
     create_models()
     create_exports()
     create_predictions()
+    for table, column in KEYS:
+        op.create_index(f"ix_{table}_{column}", table, [column])
     guard = guard_postgresql if op.get_bind().dialect.name == "postgresql" else guard_sqlite
     for table in WORK:
         guard(table)
 
 
 def downgrade() -> None:
+    op.drop_index("ix_checkpoint_files_storage_key", "checkpoint_files")
     for table in ("predictions", "exports", "model_files", "models", "artifacts"):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":

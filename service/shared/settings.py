@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     """Seconds between passes of the reconciler."""
     republish_interval_s: float = Field(30, gt=0)
     """Seconds after which work that nobody claimed is announced to the workers again."""
+    storage_retry_s: float = Field(300, gt=0)
+    """Seconds that a worker with something to store waits for storage that is away, before its attempt fails."""
     retry_backoff_s: float = Field(10, gt=0)
     """Seconds before the second attempt of work that failed through no fault of its own; doubles each time."""
     retry_backoff_max_s: float = Field(600, gt=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ CHUNK_BYTES = 2**20
 PART_BYTES = 8 * CHUNK_BYTES  # of one request to a bucket; S3 takes 5 MiB and more
 MAX_PARTS = 10_000  # S3's
 CONCURRENT_PARTS = 4
+UNFINISHED = re.compile(r"#\d+$")
 # The store says only in its text what the other side answered.
 FULL = ("os error 28", "os error 122", "StorageFull", "QuotaExceeded")
 REFUSED = ("403 Forbidden", "401 Unauthorized", "credential")
@@ -164,6 +166,18 @@ class Storage:
     def delete_prefix(self, prefix: str) -> None:
         """Delete every file under a folder."""
         self.delete_all(self.list(prefix))
+
+    def delete_unfinished(self, before: datetime) -> None:
+        """Delete what killed writers have left in a local folder, last written before that time.
+
+        A bucket has no such files; its own rule deletes multipart uploads that nobody finishes.
+        """
+        if self._root is None:
+            return
+        with _translated():
+            for path in self._root.rglob("*#*"):  # the local store's own names, which it never lists
+                if UNFINISHED.search(path.name) and path.is_file() and path.stat().st_mtime < before.timestamp():
+                    path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise StorageError unless storage answers, and a local folder can be written."""

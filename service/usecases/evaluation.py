@@ -105,7 +105,8 @@ def _status(job: Job, events: Sequence[JobEvent]) -> Literal["pending", "running
 def _best(job: Job, tuned: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The validation of the published best checkpoint; while that is being saved, the newest."""
     epoch = (job.best or {}).get("epoch")
-    return next((data for data in tuned if data["epoch"] == epoch), tuned[-1] if tuned else None)
+    saving = tuned[-1] if tuned and job.state not in TERMINAL else None
+    return next((data for data in tuned if data["epoch"] == epoch), saving)
 
 
 def _by_category(model: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -35,6 +35,24 @@ def get_usable_model(unit: UnitOfWork, settings: Settings, model_id: str) -> Mod
     return model
 
 
+def find_export(unit: UnitOfWork, settings: Settings, model_id: str, form: str) -> Export | None:
+    """What has been made, or is being made, of the model; None where it must be requested (again).
+
+    Raises:
+        NotFoundError: if there is no such model.
+        BaseModelUnavailableError: if the form needs weights that this installation lacks.
+    """
+    if form == MERGED:
+        get_usable_model(unit, settings, model_id)
+    unit.models.get(model_id)
+    export = unit.exports.find(model_id, form)
+    if export is not None and export.state is WorkState.FAILED and export.finished_at is not None:
+        patience = timedelta(seconds=settings.retry_backoff_max_s)
+        if unit.clock.now() - export.finished_at >= patience:
+            return None
+    return export
+
+
 def request_export(unit: UnitOfWork, settings: Settings, model_id: str, form: str) -> Export:
     """The model in another form, at whatever state its making is; the first who asks has it made.
 
@@ -44,16 +62,13 @@ def request_export(unit: UnitOfWork, settings: Settings, model_id: str, form: st
         NotFoundError: if there is no such model.
         BaseModelUnavailableError: if the form needs weights that this installation lacks.
     """
-    if form == MERGED:
-        get_usable_model(unit, settings, model_id)
     unit.models.get(model_id, lock=True)  # of two who ask first, one finds the other's
-    export = unit.exports.find(model_id, form)
-    if export is not None and export.state is WorkState.FAILED and export.finished_at is not None:
-        patience = timedelta(seconds=settings.retry_backoff_max_s)
-        if unit.clock.now() - export.finished_at >= patience:
-            unit.exports.remove(export)
-            export = None
-    if export is None:
-        export = unit.exports.add(Export(id=new_id("exp"), model_id=model_id, format=form))
-        unit.ring_after_commit(Task.EXPORT, export.id)
+    found = find_export(unit, settings, model_id, form)
+    if found is not None:
+        return found
+    failed = unit.exports.find(model_id, form)
+    if failed is not None:
+        unit.exports.remove(failed)
+    export = unit.exports.add(Export(id=new_id("exp"), model_id=model_id, format=form))
+    unit.ring_after_commit(Task.EXPORT, export.id)
     return export

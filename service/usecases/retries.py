@@ -44,9 +44,11 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
         StateConflictError: if it has not failed or been cancelled.
         InvalidRequestError, DatasetInvalidError: if its dataset can no longer be used.
     """
+    asked = unit.jobs.get(job_id)
+    check_allowed(asked, JobAction.RETRY)  # before its datasets are looked at
+    datasets = usable_datasets(unit, asked.dataset_id, asked.validation_dataset_id)  # locked before jobs by everybody
     ended = unit.jobs.get(job_id, lock=True)
     check_allowed(ended, JobAction.RETRY)
-    datasets = usable_datasets(unit, ended.dataset_id, ended.validation_dataset_id)
     checkpoint = None if from_scratch else _last_checkpoint(unit, ended)
     job = Job(
         id=new_id("job"),

@@ -28,10 +28,13 @@ def test_ready_is_degraded_without_workers_or_broker_and_ok_with_them(api: Api) 
     with api.database.write() as unit:
         unit.workers.beat("w-1", kind="gpu", host="h", pid=1, device="NVIDIA H100")
         unit.workers.beat("w-2", kind="cpu", host="h", pid=2, device=None)
+        unit.workers.beat("w-3", kind="predict", host="h", pid=3, device=None)
         unit.workers.beat("w-2", kind="cpu", host="h", pid=2, device=None)
     assert api.client.get("/readyz").json() == {
         "status": "ok",
-        "checks": dict.fromkeys(("database", "gpu_workers", "cpu_workers", "storage", "broker"), "ok"),
+        "checks": dict.fromkeys(
+            ("database", "gpu_workers", "cpu_workers", "predict_workers", "storage", "broker"), "ok"
+        ),
     }
     api.queue.down = True
     assert api.client.get("/readyz").json()["checks"]["broker"] == "degraded"

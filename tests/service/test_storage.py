@@ -219,3 +219,23 @@ def test_a_full_disk_has_its_own_error(tmp_path: Path, source: Path) -> None:
     command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", FULL_DISK, str(disk), str(source)]
     result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert result.stdout.endswith("named\n"), result.stderr
+
+
+def test_what_killed_writers_left_is_deleted_after_a_while(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    storage, root = Storage(settings), settings.storage_dir
+    writer = (
+        "import os, sys, obstore; from obstore.store import LocalStore; "
+        "writer = obstore.open_writer(LocalStore(prefix=sys.argv[1]), 'jobs/a/file', buffer_size=2**20).__enter__(); "
+        "writer.write(b'x' * 2**22); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", writer, str(root)], check=False)
+    kept = storage.put("jobs/a/named#1file", [b"kept"], size_bytes=4)
+    left = [path for path in root.rglob("*") if path.is_file() and path.name != "named#1file"]
+    assert left
+    assert storage.list("jobs/") == [kept.key]
+    storage.delete_unfinished(datetime.now(UTC) - timedelta(hours=1))
+    assert all(path.exists() for path in left)
+    storage.delete_unfinished(datetime.now(UTC) + timedelta(hours=1))
+    assert not any(path.exists() for path in left)
+    assert b"".join(storage.get_range(kept.key)) == b"kept"

@@ -33,6 +33,7 @@ FAST = {
     "poll_interval_s": 0.5,
     "reconcile_interval_s": 0.2,
     "retry_backoff_s": 0.2,
+    "storage_retry_s": 2,
     "retry_backoff_max_s": 0.4,
 }
 

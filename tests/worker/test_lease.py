@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.shared.errors import LeaseLostError
+from service.shared.errors import LeaseLostError, StorageError
 from service.shared.settings import Settings
 from service.shared.states import JobRequest
 from tests.worker.conftest import FAST
@@ -123,3 +123,20 @@ def test_insists_no_longer_than_the_lease_holds(lease_settings: Settings) -> Non
         pytest.raises(LeaseLostError),
     ):
         lease.insist(write)
+
+
+def test_what_is_to_be_stored_waits_for_storage_but_not_for_ever(lease_settings: Settings) -> None:
+    settings = lease_settings.model_copy(update={"storage_retry_s": 0.3})
+    tries: list[None] = []
+
+    def store(successful_try: int) -> str:
+        tries.append(None)
+        if len(tries) < successful_try:
+            raise StorageError("away")
+        return "stored"
+
+    with Lease(Heart().beat, settings, claimed_at=time.monotonic(), name="job") as lease:
+        assert lease.insist(lambda: store(2)) == "stored"
+        with pytest.raises(StorageError):
+            lease.insist(lambda: store(100))
+    assert 3 <= len(tries) < 10

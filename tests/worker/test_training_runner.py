@@ -274,10 +274,18 @@ def test_pause_saves_and_resume_goes_on_from_there(rig: Rig) -> None:
 
 
 @both_databases
-def test_a_retry_takes_over_the_checkpoints_and_goes_on(rig: Rig) -> None:
-    failed = rig.run(
-        trainers.CONTRACT + "\nfor e in (1, 2): checkpoint('epoch', e)\ncheckpoint('best', 1, 0.5)\nsys.exit(10)"
-    )
+def test_a_retry_takes_over_checkpoints_and_evaluations_and_goes_on(rig: Rig) -> None:
+    evaluated = """
+for model, value in (("base", 0.1), ("tuned", 0.5)):
+    say("evaluation", model=model, epoch=0 if model == "base" else 1, metrics={"segm_mAP": value})
+    (run / "evaluation" / model).mkdir(parents=True)
+    (run / "evaluation" / model / "evaluation.json").write_text(model)
+    say("artifact", place=f"evaluation/{model}")
+for e in (1, 2): checkpoint('epoch', e)
+checkpoint('best', 1, 0.5)
+sys.exit(10)
+"""
+    failed = rig.run(trainers.CONTRACT + evaluated)
     assert failed.state is JobState.FAILED
     with rig.database.write() as unit:
         retry = retry_job(unit, failed.id, from_scratch=False)
@@ -294,8 +302,17 @@ def test_a_retry_takes_over_the_checkpoints_and_goes_on(rig: Rig) -> None:
         for file in each.files:
             rig.storage.delete(file.storage_key)
     rig.make_due(job.id)
-    job = rig.run(trainers.CONTRACT + "\ntrain(3)", job.id)
+    there = (
+        "\nsay('message', ' '.join(open(run / 'evaluation' / m / 'evaluation.json').read() for m in ('base', 'tuned')))"
+    )
+    job = rig.run(trainers.CONTRACT + there + "\ntrain(3)", job.id)
     assert (job.state, job.result["first"]) == (JobState.SUCCEEDED, 3)
+    assert ("message", "base tuned") in rig.events(job.id)
+    with rig.database.read() as unit:
+        assert [event.data["model"] for event in unit.events.list_evaluations(job.id)][:2] == ["base", "tuned"]
+        assert {file.name for file in unit.artifacts.list(job.id, "evaluation/base")} == {
+            "evaluation/base/evaluation.json"
+        }
 
 
 def test_a_retry_without_an_intact_checkpoint_begins_anew_and_says_so(rig: Rig) -> None:

@@ -15,7 +15,7 @@ from service.shared.db.models import Export, Model
 from service.shared.errors import ExportFailedError, NotFoundError
 from service.shared.states import WorkState
 from service.shared.storage import Storage, StoredFile
-from service.usecases.models import request_export
+from service.usecases.models import find_export, request_export
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -70,16 +70,22 @@ def remove_model(unit: WriteUnit, model_id: ModelId) -> None:
 )
 def export_model(
     request: Request,
-    unit: WriteUnit,
     found: AppServices,
     conditions: RequestConditions,
     model_id: ModelId,
     form: Format = "native",
 ) -> Response:
     """Download the model in one of its forms. What is not there yet is made, once, while you ask again."""
+    # No transaction is open while storage is asked: it may take its time.
     if form == "native":
-        return send(request, conditions, _native(found.storage, unit.models.get(model_id)))
-    export = request_export(unit, found.settings, model_id, form)
+        with found.database.read() as unit:
+            model = unit.models.get(model_id)
+        return send(request, conditions, _native(found.storage, model))
+    with found.database.read() as unit:
+        export = find_export(unit, found.settings, model_id, form)
+    if export is None:
+        with found.database.write() as unit:
+            export = request_export(unit, found.settings, model_id, form)
     if export.state is WorkState.FAILED:
         reason = (export.error or {}).get("message", "")
         raise ExportFailedError(f"The {form} form of model {model_id} could not be made: {reason}")

@@ -26,7 +26,7 @@ class Readiness(Read):
 
     status: Health
     checks: dict[str, Health]
-    """database, storage, broker, gpu_workers, cpu_workers."""
+    """database, storage, broker, gpu_workers, cpu_workers, predict_workers."""
 
 
 class Version(Read):
@@ -69,7 +69,7 @@ def _database_checks(found: Services) -> dict[str, Health]:
             unit.session.execute(text("SELECT 1 FROM jobs LIMIT 1"))
             alive = {
                 f"{kind}_workers": unit.workers.count_alive(kind, within_s=found.settings.lease_timeout_s)
-                for kind in ("gpu", "cpu")
+                for kind in ("gpu", "cpu", "predict")
             }
     except SQLAlchemyError:
         return {"database": "failed"}

@@ -183,14 +183,15 @@ def _store(
         with found.database.write() as unit:
 
             def create() -> Answer:
+                nonlocal stored_for_good
                 prediction = ask(unit, found.settings, prediction_id, model_id, question, image=image, size=size)
+                stored_for_good = True  # from here on, also if the commit's answer is lost: the sweep finds orphans
                 read = prediction_read(prediction)
                 return Answer(read.urls.self, read.model_dump(mode="json"))
 
             asked = {"model": model_id, "file": upload.sha256, **upload.fields, **upload.repeated}
             request_sha256 = fingerprint({**asked, "overlay": question.overlay})
             answer = answer_once(unit, "predictions.create", idempotency_key, request_sha256, create)
-        stored_for_good = not answer.replayed
     finally:
         if not stored_for_good:
             found.storage.delete(image.key)

@@ -26,7 +26,7 @@ class JobLimits(Section):
     """Bounds after which a job ends on its own."""
 
     max_runtime_s: int = Field(86400, ge=60, le=30 * 86400)
-    """Seconds one attempt may run."""
+    """Seconds that its attempts may run, all together."""
     max_attempts: int = Field(3, ge=1, le=20)
     """Attempts, if workers are lost or fail for a passing reason."""
 

@@ -18,5 +18,5 @@ class Artifact(Base):
     name: Mapped[str] = mapped_column(Name, primary_key=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(StorableName(64))
-    storage_key: Mapped[str] = mapped_column(StorableName(300))
+    storage_key: Mapped[str] = mapped_column(StorableName(300), index=True)
     created_at: Mapped[datetime]

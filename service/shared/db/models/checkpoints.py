@@ -18,7 +18,7 @@ class CheckpointFile(Base):
     sha256: Mapped[str] = mapped_column(StorableName(64))
     crc32: Mapped[int | None] = mapped_column(BigInteger)
     """As zip archives have it; None for files of an older version of this service."""
-    storage_key: Mapped[str] = mapped_column(StorableName(300))
+    storage_key: Mapped[str] = mapped_column(StorableName(300), index=True)
 
 
 class Checkpoint(Base):

@@ -54,4 +54,4 @@ class Export(Work, Base):
     filename: Mapped[str | None] = mapped_column(Name)
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
     sha256: Mapped[str | None] = mapped_column(StorableName(64))
-    storage_key: Mapped[str | None] = mapped_column(StorableName(300))
+    storage_key: Mapped[str | None] = mapped_column(StorableName(300), index=True)

@@ -14,7 +14,7 @@ class Prediction(Work, Base):
     __table_args__ = (Index(None, "state", "created_at", "id"), Index(None, "created_at"))
 
     model_id: Mapped[str] = mapped_column(Id, ForeignKey("models.id", ondelete="CASCADE"))
-    image_key: Mapped[str] = mapped_column(StorableName(300))
+    image_key: Mapped[str] = mapped_column(StorableName(300), index=True)
     image_sha256: Mapped[str] = mapped_column(StorableName(64))
     width: Mapped[int]
     height: Mapped[int]
@@ -23,6 +23,6 @@ class Prediction(Work, Base):
     """`{prompts, boxes, min_score, overlay}`."""
     result: Mapped[list[Any] | None]
     """One answer for each prompt."""
-    overlay_key: Mapped[str | None] = mapped_column(StorableName(300))
+    overlay_key: Mapped[str | None] = mapped_column(StorableName(300), index=True)
     overlay_bytes: Mapped[int | None] = mapped_column(BigInteger)
     overlay_sha256: Mapped[str | None] = mapped_column(StorableName(64))

@@ -120,7 +120,7 @@ class AttemptRepository:
             StateConflictError, LeaseLostError: if the lease was renewed or ended meanwhile.
         """
         now = self._clock.now()
-        job = self._jobs.get(lease.id)
+        job = self._jobs.get(lease.id, lock=True)  # before its attempt, as its worker does
         values: dict[str, Any] = {}
         to = self._settled(job, JobState.QUEUED)
         if to is JobState.QUEUED:

@@ -115,9 +115,16 @@ class CheckpointRepository:
         return checkpoint
 
     def list(self, job_id: str) -> Sequence[Checkpoint]:
-        """Published checkpoints of a job, newest first."""
-        query = select(Checkpoint).where(Checkpoint.job_id == job_id)
-        return self._session.scalars(query.order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())).all()
+        """Published checkpoints of a job, newest first: by attempt and step, since hosts' clocks differ."""
+        newest_first = (
+            Checkpoint.attempt.desc(),
+            Checkpoint.step.desc(),
+            Checkpoint.created_at.desc(),
+            Checkpoint.id.desc(),
+        )
+        return self._session.scalars(
+            select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(*newest_first)
+        ).all()
 
     def find(self, checkpoint_id: str) -> Checkpoint | None:
         """A published checkpoint."""

@@ -48,6 +48,8 @@ class IdempotencyRepository:
         row.response = response
         self._session.flush()
 
-    def forget(self, older_than_s: float) -> None:
+    def forget(self, older_than_s: float, operation: str | None = None) -> None:
+        """Forget keys that were used longer ago; with `operation`, its own only."""
         since = self._clock.now() - timedelta(seconds=older_than_s)
-        self._session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < since))
+        gone = delete(IdempotencyKey).where(IdempotencyKey.created_at < since)
+        self._session.execute(gone if operation is None else gone.where(IdempotencyKey.operation == operation))
