@@ -145,9 +145,14 @@ def install(app: FastAPI) -> None:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    # Starlette names the methods of the first route of the path only.
-    return [
+    """Methods of all routes of the path: Starlette names those of the first one only."""
+    possible = [
         method
         for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     ]
+    # A path that is spelt out, such as /jobs/estimate, is no job's id.
+    spelt_out = request.app.openapi()["paths"].get(request.url.path.removeprefix("/v1"))
+    if spelt_out is None:
+        return possible
+    return [method for method in possible if ("get" if method == "HEAD" else method.lower()) in spelt_out]

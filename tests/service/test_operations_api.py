@@ -89,3 +89,19 @@ def test_the_openapi_document_describes_every_operation_and_its_problems(api: Ap
         part.split('"')[0] for part in api.client.get("/openapi.json").text.split("#/components/schemas/")[1:]
     }
     assert references <= set(document["components"]["schemas"])
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/jobs", "GET, POST"),
+        ("/jobs", "GET, POST"),
+        ("/v1/jobs/estimate", "POST"),
+        ("/v1/jobs/job_1", "GET, PATCH, DELETE"),
+        ("/v1/models/model_1/export", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_possible_is_answered_with_all_that_are(api: Api, path: str, allowed: str) -> None:
+    answer = api.client.request("PUT", path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
