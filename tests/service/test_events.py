@@ -40,13 +40,24 @@ def test_events_of_a_kind(api: Api, url: str) -> None:
     assert seqs(api, url, type="status,error", after=1) == [2, 7]
     assert seqs(api, url, level="warning,error") == [4, 6, 7]
     assert seqs(api, url, level="warning", type="message", limit=1) == [4]
-    for nothing in ("nope", "\x00", "%", "a," * 90):
+    for nothing in ("nope", "\x00", "%", "a" * 64):
         assert seqs(api, url, type=nothing) == []
 
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "order=up", "before=0", "level=loud", "level=", "type=", "nope=1", "type=" + "x" * 201],
+    [
+        "limit=0",
+        "limit=1001",
+        "order=up",
+        "before=0",
+        "level=loud",
+        "level=",
+        "type=",
+        "nope=1",
+        "type=" + "x" * 201,
+        "type=" + "a," * 90,
+    ],
 )
 def test_wrong_queries_are_refused(api: Api, url: str, query: str) -> None:
     assert_problem(api.client.get(f"{url}?{query}"), 422, "invalid_request")
