@@ -65,7 +65,7 @@ def test_exceptions_of_the_worker(error: Exception, code: str, retryable: bool) 
 
 def test_device_without_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(device, "DRIVER", tmp_path)
-    assert device.name() == "CPU"
+    assert device.find().name == "CPU"
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_device_is_the_first_that_a_trainer_sees(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert device.name() == name
+    assert device.find().name == name

@@ -10,7 +10,7 @@ from sam3_lora.config import JobConfig
 from sam3_lora.synthetic.coco_export import write_dataset
 from service.shared.states import JobState
 from service.usecases.actions import pause_job, resume_job, stop_job
-from tests.worker.conftest import add_dataset, add_job, job_of, zip_folder
+from tests.worker.conftest import add_dataset, add_job, job_of, points_of, zip_folder
 from worker.runner import TrainingRunner
 from worker.workspace import Workspace
 
@@ -72,7 +72,7 @@ def test_pause_resume_stop(settings: Settings, database: Database, storage: Stor
     assert stopped.result["steps"] >= saved.step + 2
     with database.read() as unit:
         messages = [event.message for event in unit.events.list(job_id, limit=1000)]
-        steps = [point.step for point in unit.metrics.list(job_id, names=["train/loss"], max_points=1000)]
+    steps = [point.step for point in points_of(database, job_id) if point.name == "train/loss"]
     assert any(message.startswith(f"resumed after step {saved.step} of") for message in messages)
     assert steps == sorted(set(steps))
     assert stopped.best is not None
