@@ -11,31 +11,23 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.api_process import free_port, running
 from benchmarks.http_load import Load, drive, request
+from benchmarks.live_job import open_database
 from benchmarks.mlflow_server import MLFLOW, mlflow_server
-from service.shared.clock import SystemClock
-from service.shared.db.migrate import upgrade
 from service.shared.db.models import Dataset
 from service.shared.ids import new_id
-from service.shared.queue import CeleryQueue
 from service.shared.settings import Settings
-from service.shared.unit_of_work import Database
 from tests.servers import fresh_database, postgres_server
 
 CONNECTIONS = 16
-START_TIMEOUT_S = 60.0
 JOB = {"name": "benchmark", "base_model": "sam3-tiny", "config": {"lora": {"rank": 16}}, "tags": ["a", "b"]}
 
 
@@ -66,7 +58,6 @@ def main(arguments: list[str]) -> int:
 
 def measure_ours(settings: Settings, seconds: float) -> dict[str, Load]:
     """Rates of the service, and of the bare handler on the same database afterwards."""
-    upgrade(settings)
     dataset_id = _ready_dataset(settings)
     body = json.dumps({**JOB, "dataset_id": dataset_id}).encode()
     loads = {}
@@ -115,40 +106,14 @@ def measure_mlflow(base: str, seconds: float) -> dict[str, Load]:
 @contextlib.contextmanager
 def served(settings: Settings, module: list[str]) -> Iterator[tuple[str, int]]:
     """Address of a server process with these settings."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    values = {
-        "DATA_DIR": settings.data_dir,
-        "DATABASE_URL": settings.database_url,
-        "PORT": port,
-        "LOG_LEVEL": "WARNING",
-    }
-    environment = os.environ | {f"SAM3_{name}": str(value) for name, value in values.items()}
-    process = subprocess.Popen([sys.executable, *module], env=environment)
-    try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _listens(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{module} does not start")
-            time.sleep(0.1)
+    port = free_port()
+    values = {"DATA_DIR": settings.data_dir, "DATABASE_URL": settings.database_url, "PORT": port, "LOG_LEVEL": "ERROR"}
+    with running(module, port, **{f"SAM3_{name}": str(value) for name, value in values.items()}):
         yield "127.0.0.1", port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _ready_dataset(settings: Settings) -> str:
-    clock = SystemClock()
-    database = Database(settings, clock, CeleryQueue(settings, clock))
+    database = open_database(settings)
     with database.write() as unit:
         dataset = Dataset(id=new_id("ds"), name="none", filename="none", sha256="0" * 64, size_bytes=1, storage_key="x")
         unit.datasets.add(dataset)

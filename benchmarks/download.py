@@ -16,15 +16,10 @@ from typing import Any
 
 from benchmarks import record
 from benchmarks.api_process import api, free_port, running
-from service.shared.clock import SystemClock
-from service.shared.db.models import Dataset, Job
+from benchmarks.live_job import open_database, running_job
 from service.shared.db.repositories.checkpoints import CheckpointManifest
-from service.shared.ids import new_id
-from service.shared.queue import CeleryQueue
 from service.shared.settings import Settings
-from service.shared.states import JobState
 from service.shared.storage import Storage
-from service.shared.unit_of_work import Database
 
 MB = 10**6
 NAME = "adapter_model.safetensors"
@@ -64,37 +59,13 @@ def main(arguments: list[str]) -> int:
 
 def publish(settings: Settings, file: Path) -> str:
     """Address of the file as a checkpoint's."""
-    clock = SystemClock()
-    queue = CeleryQueue(settings, clock)
-    database, storage = Database(settings, clock, queue), Storage(settings)
+    database, storage = open_database(settings), Storage(settings)
+    job = running_job(database)
     with database.write() as unit:
-        dataset = Dataset(id=new_id("ds"), name="d", filename="d", sha256="", size_bytes=0)
-        unit.datasets.add(dataset)
-        unit.jobs.add(
-            Job(
-                id=new_id("job"),
-                name="j",
-                state=JobState.QUEUED,
-                base_model="sam3-tiny",
-                dataset_id=dataset.id,
-                config={},
-                resolved={},
-                seed=0,
-                priority=50,
-                max_runtime_s=3600,
-                max_attempts=1,
-                tags=[],
-                labels={},
-            )
-        )
-        job = unit.jobs.claim("benchmark")
-        if job is None:
-            raise AssertionError("it was just added")
         stored = storage.put_file(f"jobs/{job.id}/{NAME}", file)
         manifest = CheckpointManifest("best", 1, 1, None, None, {NAME: stored})
         checkpoint = unit.checkpoints.publish(job.id, job.epoch, manifest)
     database.close()
-    queue.close()
     return f"/v1/checkpoints/{checkpoint.id}/files/{NAME}"
 
 

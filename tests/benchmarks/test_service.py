@@ -22,3 +22,14 @@ def test_points_are_stored_on_both_databases(tmp_path: Path):
     rows = json.loads((tmp_path / "ingest.json").read_text())["rows"]
     assert [row["store"] for row in rows] == ["sqlite", "postgresql"]
     assert all(rate > 0 for row in rows for rate in row["points_per_second"])
+
+
+def test_requests_are_counted_on_both_databases_beside_the_bare_handler(tmp_path: Path):
+    done = run("api", "--without-peer", "--seconds", 0.5, "--output", tmp_path / "api.json")
+    assert done.returncode == 0, done.stderr
+    assert "api-sqlite-get-bare ratio=" in done.stdout
+    rows = json.loads((tmp_path / "api.json").read_text())["rows"]
+    operations = ["get", "get, not modified", "create", "create with a key", "bare handler"]
+    measured = [(row["server"], row["operation"]) for row in rows]
+    assert measured == [(server, operation) for server in ("sqlite", "postgresql") for operation in operations]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
