@@ -1,4 +1,4 @@
-"""Jobs as they are answered, and waiting for them to change: one query for all who wait, however many they are."""
+"""Jobs as they are answered, to those who ask now and those who wait for news: one query for all, however many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import structlog
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.api.batching import Batcher
 from service.api.schemas.jobs import JobRead, job_read
+from service.shared.db.repositories.jobs import unknown_job
+from service.shared.states import JobState
 from service.usecases.queue import places
 
 if TYPE_CHECKING:
@@ -21,11 +24,12 @@ if TYPE_CHECKING:
     from service.shared.db.models import Job
     from service.shared.db.repositories.jobs import Version
     from service.shared.settings import Settings
-    from service.shared.unit_of_work import Database, UnitOfWork
+    from service.shared.unit_of_work import Database, Moment, UnitOfWork
 
 log = structlog.get_logger(__name__)
 
 POLL_INTERVAL_S = 0.5
+MAX_KEPT = 1000  # views, of a few kB each
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,15 @@ class JobView:
     content: bytes
     etag: str
     is_terminal: bool
+    is_queued: bool
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A view, and when it was made: its place in the queue depends on other jobs as well."""
+
+    view: JobView
+    moment: Moment
 
 
 def read_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> list[JobRead]:
@@ -57,31 +70,59 @@ def view_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> list
         content = read.model_dump_json().encode()
         version = (job.updated_at, job.last_heartbeat_at, job.last_event_seq)
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        views.append(JobView(job.id, version, content, etag, read.is_terminal))
+        views.append(JobView(job.id, version, content, etag, read.is_terminal, job.state is JobState.QUEUED))
     return views
 
 
 class JobWatch:
-    """Lets clients wait for jobs to change. Whoever waits holds neither a thread nor a database connection.
+    """The present view of a job, and waiting for it to change, which holds neither a thread nor a connection.
 
-    While anyone waits, one statement looks at the versions of all watched jobs twice a second; one that has changed
-    is read once for all who wait for it. All methods but `look` belong to the event loop.
+    Those who ask at the same time are answered by one look at the versions of their jobs; a view is made anew only if
+    the version is another. While anyone waits, one statement looks at all watched jobs twice a second. All methods
+    belong to the event loop.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._kept: dict[str, _Kept] = {}
+        self._looks = Batcher(self._look)
         self._waiting: dict[str, dict[asyncio.Future[JobView | None], Version]] = {}
         self._poller: asyncio.Task[None] | None = None
 
-    def look(self, job_id: str) -> JobView:
-        """The job as it is now.
+    async def look(self, job_id: str) -> JobView:
+        """The job as it is now; its place in the queue as it was within the last second.
 
         Raises:
             NotFoundError: if there is none.
         """
+        return await self._looks.ask(job_id)
+
+    def _look(self, job_ids: Sequence[str]) -> list[JobView | Exception]:
+        moment = self._database.moment()
         with self._database.read() as unit:
-            return view_jobs(unit, self._settings, [unit.jobs.get(job_id)])[0]
+            versions = unit.jobs.versions(set(job_ids))
+            known = {job_id: self._known(job_id, version, moment) for job_id, version in versions.items()}
+            changed = [job_id for job_id, view in known.items() if view is None]
+            made = view_jobs(unit, self._settings, unit.jobs.get_all(changed)) if changed else []
+        for view in made:
+            self._kept.pop(view.id, None)  # so that it is the newest
+            self._kept[view.id] = _Kept(view, moment)
+        while len(self._kept) > MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        found = known | {view.id: view for view in made}
+        return [found.get(job_id) or unknown_job(job_id) for job_id in job_ids]
+
+    def _known(self, job_id: str, version: Version, moment: Moment) -> JobView | None:
+        """The view that is kept of this version, if its place in the queue can hardly have changed."""
+        kept = self._kept.get(job_id)
+        if (
+            kept is None
+            or kept.view.version != version
+            or (kept.view.is_queued and not moment.is_close_to(kept.moment))
+        ):
+            return None
+        return kept.view
 
     async def until(self, is_enough: Callable[[JobView], bool], view: JobView, timeout_s: float) -> JobView:
         """The first view of the job that is enough, or the last one before the time was over.
@@ -111,7 +152,7 @@ class JobWatch:
             del others[changed]
             if not others:
                 del self._waiting[view.id]
-        return await to_thread.run_sync(self.look, view.id) if news is None else news
+        return await self.look(view.id) if news is None else news
 
     async def _poll(self) -> None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from service.shared.clock import Clock
     from service.shared.queue import Queue, Task
     from service.shared.settings import Settings
+
+
+CLOSE_S = 1.0
 
 
 class UnitOfWork:
@@ -66,6 +71,18 @@ class UnitOfWork:
         self.rings.append((task, resource_id))
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When the database was looked at: by this process's clock, and by how much this process had written before."""
+
+    monotonic_s: float
+    commits: int
+
+    def is_close_to(self, earlier: Moment) -> bool:
+        """Whether what others may have written since does not matter yet: own writes are always seen at once."""
+        return self.commits == earlier.commits and self.monotonic_s - earlier.monotonic_s < CLOSE_S
+
+
 class Database:
     """Opens units of work. Thread-safe; open one per process, after any fork.
 
@@ -78,6 +95,7 @@ class Database:
         self._queue = queue
         self.engine = open_engine(settings)
         self._reading = self.engine.execution_options(read_only=True)
+        self._commits, self._counting = 0, Lock()
 
     @contextmanager
     def write(self) -> Iterator[UnitOfWork]:
@@ -86,6 +104,8 @@ class Database:
             unit = UnitOfWork(session, self._clock, self._settings)
             with session.begin():
                 yield unit
+        with self._counting:
+            self._commits += 1
         for task, resource_id in unit.rings:
             self._queue.ring(task, resource_id)
 
@@ -94,6 +114,10 @@ class Database:
         """A transaction that only reads, and waits for no writer."""
         with Session(self._reading, expire_on_commit=False) as session, session.begin():
             yield UnitOfWork(session, self._clock, self._settings)
+
+    def moment(self) -> Moment:
+        """Now; take it before what is read then."""
+        return Moment(self._clock.monotonic(), self._commits)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
@@ -80,7 +79,7 @@ async def get_job(
     With `Prefer: wait=30` the answer waits: with `If-None-Match` until the job has changed, without it until the job
     has ended, and at most so long (`Preference-Applied` says how long at most); then it is as without.
     """
-    view = await to_thread.run_sync(found.watch.look, job_id)
+    view = await found.watch.look(job_id)
     wait_s = requested_wait(prefer, found.settings.max_wait_s)
     if wait_s is not None:
         view = await found.watch.until(

@@ -16,7 +16,7 @@ from service.shared.errors import LeaseLostError, NotFoundError, StateConflictEr
 from service.shared.states import TERMINAL, Actor, DatasetState, JobRequest, JobState, sources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -60,14 +60,14 @@ class JobRepository:
         query = select(Job).where(Job.id == job_id, _THERE).execution_options(populate_existing=lock)
         job = self._session.scalars(query.with_for_update() if lock else query).one_or_none()
         if job is None:
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         return job
 
     def get_all(self, job_ids: Sequence[str]) -> Sequence[Job]:
         """Those of the jobs that there are."""
         return self._session.scalars(select(Job).where(Job.id.in_(job_ids), _THERE)).all()
 
-    def versions(self, job_ids: Sequence[str]) -> dict[str, Version]:
+    def versions(self, job_ids: Collection[str]) -> dict[str, Version]:
         """Of those of the jobs that there are: what changes whenever anything that clients see of the row does."""
         query = select(Job.id, Job.updated_at, Job.last_heartbeat_at, Job.last_event_seq)
         rows = self._session.execute(query.where(Job.id.in_(job_ids), _THERE))
@@ -158,7 +158,7 @@ class JobRepository:
         values |= {"updated_at": self._clock.now(), "last_event_seq": Job.last_event_seq + 1}
         job = returning_job(self._session, update(Job).where(Job.id == job_id, _THERE).values(**values))
         if job is None:
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         self._events.store(job, [event])
         if values.keys() & {"tags", "labels"}:
             self._session.execute(delete(JobLabel).where(JobLabel.job_id == job_id))
@@ -173,7 +173,7 @@ class JobRepository:
         """
         ended = update(Job).where(Job.id == job_id, _THERE, Job.state.in_(TERMINAL))
         if returning_job(self._session, ended.values(deleted_at=self._clock.now())) is None:
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         for owner in (Checkpoint, Artifact):
             self._session.execute(delete(owner).where(owner.job_id == job_id))
 
@@ -294,7 +294,7 @@ class JobRepository:
             select(Job).where(Job.id == job_id), execution_options={"populate_existing": True}
         ).one_or_none()
         if job is None:
-            return _unknown(job_id)
+            return unknown_job(job_id)
         if epoch is not None and job.epoch != epoch:
             return LeaseLostError(f"lease {epoch} of {job_id} is no longer held")
         reason = f" ({job.status_reason})" if job.status_reason else ""
@@ -305,5 +305,5 @@ def _uses(dataset_id: str) -> ColumnElement[bool]:
     return or_(Job.dataset_id == dataset_id, Job.validation_dataset_id == dataset_id)
 
 
-def _unknown(job_id: str) -> NotFoundError:
+def unknown_job(job_id: str) -> NotFoundError:
     return NotFoundError(f"There is no job {job_id!r}.")
