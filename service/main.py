@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from service.api import errors
 from service.api.deps import Services
 from service.api.errors import Problem
+from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.middleware import RequestContext
 from service.api.routes import (
@@ -34,7 +35,7 @@ from service.api.routes import (
 from service.api.schemas.datasets import DatasetCreate
 from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock, SystemClock
-from service.shared.queue import CeleryQueue, Queue
+from service.shared.queue import BackgroundQueue, CeleryQueue, Queue
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from service.usecases.following import Broadcaster
@@ -86,7 +87,7 @@ ROUTES = (
 def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue | None = None) -> FastAPI:
     """The application. The database must have been migrated (`service.shared.db.migrate.upgrade`)."""
     clock = clock or SystemClock()
-    queue = queue or CeleryQueue(settings, clock)
+    queue = queue or BackgroundQueue(CeleryQueue(settings, clock))
     database = Database(settings, clock, queue)
     broadcaster = Broadcaster(database, settings)
 
@@ -95,6 +96,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         yield
         broadcaster.close()
         database.close()
+        queue.close()
 
     app = FastAPI(
         title="SAM3 LoRA training service",
@@ -106,8 +108,17 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    watch, waiting = JobWatch(database, settings), PredictionWatch(database)
-    app.state.services = Services(settings, database, Storage(settings), queue, clock, watch, broadcaster, waiting)
+    app.state.services = Services(
+        settings=settings,
+        database=database,
+        storage=Storage(settings),
+        queue=queue,
+        clock=clock,
+        creation=JobCreation(database, settings),
+        watch=JobWatch(database, settings),
+        broadcaster=broadcaster,
+        predictions=PredictionWatch(database),
+    )
     app.add_middleware(RequestContext)
     errors.install(app)
     router = APIRouter()

@@ -24,7 +24,7 @@ EXACT = 2**53  # up to here doubles hold every integer
 
 
 class StrictRequest(Request):
-    """A request whose JSON has already been read."""
+    """A request whose JSON has already been read and validated."""
 
     parsed: Any
 
@@ -47,8 +47,8 @@ class StrictJsonRoute(APIRoute):
                 return await handle(request)
             strict = StrictRequest(request.scope, request.receive)
             limit_bytes = request.app.state.services.settings.max_json_bytes
-            strict.parsed = parse_json(await read_json_body(strict, limit_bytes))
-            validated(schema, strict.parsed)
+            # FastAPI takes an instance of the schema as it is.
+            strict.parsed = validated(schema, parse_json(await read_json_body(strict, limit_bytes)))
             return await handle(strict)
 
         return handle_strictly

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
 
+from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock
@@ -25,6 +26,7 @@ class Services:
     storage: Storage
     queue: Queue
     clock: Clock
+    creation: JobCreation
     watch: JobWatch
     broadcaster: Broadcaster
     predictions: PredictionWatch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +21,12 @@ log = structlog.get_logger(__name__)
 # but the shortest value of all applications on one Redis counts.
 VISIBILITY_TIMEOUT_S = 30 * 24 * 3600
 SILENCE_AFTER_FAILURE_S = 5.0
+# A worker that fetches one announcement works off all that is due: more than there are workers wake nobody.
+CROWD = 1000
+RINGS_BETWEEN_LOOKS = 100
+SILENCE_IN_A_CROWD_S = 1.0
+MAX_PENDING = 10_000
+CLOSE_TIMEOUT_S = 2.0
 
 
 class Task(StrEnum):
@@ -55,6 +64,8 @@ class Queue(Protocol):
         """Announcements that no worker has fetched; None if the broker cannot be asked. Never raises."""
         ...
 
+    def close(self) -> None: ...
+
 
 def celery_app(settings: Settings) -> Celery:
     """The Celery application with the options that both sides must share."""
@@ -87,7 +98,10 @@ def celery_app(settings: Settings) -> Celery:
 
 
 class CeleryQueue:
-    """Rings through the broker; after a failure it stays silent for a few seconds instead of delaying callers."""
+    """Rings through the broker; after a failure it stays silent for a few seconds instead of delaying callers.
+
+    While a crowd of announcements waits to be fetched, it adds none, so that a long backlog does not fill the broker.
+    """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._app = celery_app(settings)
@@ -95,10 +109,14 @@ class CeleryQueue:
         self._app.conf.broker_transport_options |= {"max_retries": 0, "socket_timeout": 2}
         self._clock = clock
         self._silent_until = float("-inf")
+        self._crowded_until = dict.fromkeys(Task, float("-inf"))
+        self._rings = dict.fromkeys(Task, 0)
 
     def ring(self, task: Task, resource_id: str) -> bool:
         if self._clock.monotonic() < self._silent_until:
             return False
+        if self._is_crowded(task):
+            return True
         try:
             self._app.send_task(task.value, args=[resource_id], queue=task.queue, retry=False)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises, the row is safe
@@ -120,6 +138,48 @@ class CeleryQueue:
     def close(self) -> None:
         self._app.close()
 
+    def _is_crowded(self, task: Task) -> bool:
+        """Whether the task has more announcements than any number of workers; looks from time to time."""
+        self._rings[task] += 1
+        now = self._clock.monotonic()
+        if now >= self._crowded_until[task] and self._rings[task] >= RINGS_BETWEEN_LOOKS:
+            self._rings[task] = 0
+            if (self.depth(task) or 0) >= CROWD:
+                self._crowded_until[task] = now + SILENCE_IN_A_CROWD_S
+                self._rings[task] = RINGS_BETWEEN_LOOKS  # so that it looks again when that is over
+        return now < self._crowded_until[task]
+
     def _fail(self, error: Exception) -> None:
         self._silent_until = self._clock.monotonic() + SILENCE_AFTER_FAILURE_S
         log.warning("broker_unreachable", error=str(error))
+
+
+class BackgroundQueue:
+    """Rings in a thread of its own, so that no request waits for the broker."""
+
+    def __init__(self, inner: CeleryQueue) -> None:
+        self._inner = inner
+        self._rings: queue.Queue[tuple[Task, str] | None] = queue.Queue(MAX_PENDING)
+        self._thread = threading.Thread(target=self._work, name="ringer", daemon=True)
+        self._thread.start()
+
+    def ring(self, task: Task, resource_id: str) -> bool:
+        try:
+            self._rings.put_nowait((task, resource_id))
+        except queue.Full:
+            return False
+        return True
+
+    def depth(self, task: Task) -> int | None:
+        return self._inner.depth(task)
+
+    def close(self) -> None:
+        """Ring what is left, if the broker takes it soon, and end."""
+        with contextlib.suppress(queue.Full):
+            self._rings.put_nowait(None)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        self._inner.close()
+
+    def _work(self) -> None:
+        while (ring := self._rings.get()) is not None:
+            self._inner.ring(*ring)

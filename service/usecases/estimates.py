@@ -11,7 +11,7 @@ from service.shared.queue import Task
 from service.shared.states import DatasetState
 from service.usecases.idempotency import fingerprint
 from service.usecases.initial_adapters import fault
-from service.usecases.jobs import plan_job
+from service.usecases.jobs import lock_datasets, plan_job
 from service.usecases.queue import GPU
 from service.version import VERSION
 
@@ -59,10 +59,11 @@ def forecast(unit: UnitOfWork, settings: Settings, spec: JobSpec, *, asked: bool
         asked: this request has asked them already, so that a failure is its answer and nothing to try again.
 
     Raises:
-        InvalidRequestError and others: as `create_job`; also if the configuration does not fit the base model.
+        InvalidRequestError and others: as `plan_job`; also if the configuration does not fit the base model.
         EstimateFailedError: if it could not be worked out.
     """
-    job, datasets = plan_job(unit, settings, spec)
+    datasets = lock_datasets(unit, [spec])
+    job = plan_job(unit, settings, spec, datasets)
     config = job.resolved["config"]
     question = {"base": job.base_model, "version": VERSION, **{name: config[name] for name in ESTIMATED}}
     estimate_id = fingerprint(question)
@@ -73,7 +74,7 @@ def forecast(unit: UnitOfWork, settings: Settings, spec: JobSpec, *, asked: bool
     if estimate.result is None and estimate.error is None:
         unit.ring_after_commit(Task.ESTIMATE, estimate_id)
     numbers = _numbers(estimate)
-    expected_s, reason = _expected_time(unit, job, datasets[0])
+    expected_s, reason = _expected_time(unit, job, datasets[spec.dataset_id])
     fits = [] if numbers is None else _fits(unit, settings, numbers["needed_bytes"])
     return Forecast(estimate_id, job, numbers, fits, expected_s, reason)
 

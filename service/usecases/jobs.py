@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from service.shared.db.models import Dataset, Job
-from service.shared.errors import BaseModelUnavailableError, DatasetInvalidError, InvalidRequestError, NotFoundError
+from service.shared.errors import (
+    BaseModelUnavailableError,
+    DatasetInvalidError,
+    InvalidRequestError,
+    ServiceError,
+)
 from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.states import DatasetState, JobState
@@ -14,7 +19,7 @@ from service.usecases.initial_adapters import InitialAdapter, fault, start_from
 from service.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sam3_lora.config import JobConfig
     from service.shared.db.repositories.events import NewEvent
@@ -40,6 +45,9 @@ class JobSpec:
     max_attempts: int
     tags: list[str]
     metadata: dict[str, str]
+    sweep_id: str | None = None
+    trial: dict[str, Any] | None = None
+    """The values that it tries for its sweep."""
 
 
 def create_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, *events: NewEvent) -> Job:
@@ -48,12 +56,30 @@ def create_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, *events: New
     Raises:
         ServiceError: as `plan_job`.
     """
-    job, datasets = plan_job(unit, settings, spec)
-    return enqueue(unit, job, datasets, *events)
+    datasets = lock_datasets(unit, [spec])
+    job = plan_job(unit, settings, spec, datasets)
+    enqueue(unit, {job: events}, datasets)
+    return job
 
 
-def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec) -> tuple[Job, list[Dataset]]:
-    """A job that is not stored yet, and its datasets, locked.
+def create_jobs(unit: UnitOfWork, settings: Settings, specs: Sequence[JobSpec]) -> list[Job | ServiceError]:
+    """As `create_job`, for each spec its job or why it is refused; as many statements for all as for one."""
+    datasets = lock_datasets(unit, specs)
+    created: list[Job | ServiceError] = []
+    for spec in specs:
+        try:
+            created.append(plan_job(unit, settings, spec, datasets))
+        except ServiceError as error:
+            created.append(error)
+    enqueue(unit, {job: [] for job in created if isinstance(job, Job)}, datasets)
+    return created
+
+
+def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, datasets: Mapping[str, Dataset]) -> Job:
+    """A job that is not stored yet.
+
+    Args:
+        datasets: what `lock_datasets` found for this spec, and others.
 
     Raises:
         BaseModelUnavailableError: if this installation has no weights for the base model.
@@ -67,12 +93,12 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec) -> tuple[Job, 
             f"of official weights, or SAM3_CHECKPOINT_FROM_HUB=true. Available: {', '.join(settings.base_models)}.",
             errors=[fault("/base_model", "base_model_unavailable", "no weights on this server")],
         )
-    datasets = usable_datasets(unit, spec.dataset_id, spec.validation_dataset_id)
+    used = usable_datasets(datasets, spec)
     config, init_checkpoint_id = spec.config, None
     if spec.init_from is not None:
         config, init_checkpoint_id = start_from(unit, spec.init_from, spec.base_model, config)
     seed = _seed(spec)
-    job = Job(
+    return Job(
         id=new_id("job"),
         name=spec.name,
         project=spec.project,
@@ -80,8 +106,10 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec) -> tuple[Job, 
         dataset_id=spec.dataset_id,
         validation_dataset_id=spec.validation_dataset_id,
         init_checkpoint_id=init_checkpoint_id,
+        sweep_id=spec.sweep_id,
+        trial=spec.trial,
         config=spec.config.model_dump(mode="json", exclude_unset=True),
-        resolved=_resolved(config, datasets, seed),
+        resolved=_resolved(config, used, seed),
         seed=seed,
         priority=spec.priority,
         max_runtime_s=spec.max_runtime_s,
@@ -89,44 +117,58 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec) -> tuple[Job, 
         tags=spec.tags,
         labels=spec.metadata,
     )
-    return job, datasets
 
 
-def enqueue(unit: UnitOfWork, job: Job, datasets: Sequence[Dataset], *events: NewEvent) -> Job:
-    """Store a new job on datasets that are locked and usable, with these events after its first."""
-    waiting = any(dataset.state is DatasetState.PROCESSING for dataset in datasets)
-    job.state = JobState.VALIDATING_FILES if waiting else JobState.QUEUED
-    unit.jobs.add(job, *events)
-    if not waiting:
-        unit.ring_after_commit(Task.TRAIN, job.id)
-    return job
+def enqueue(unit: UnitOfWork, jobs: Mapping[Job, Sequence[NewEvent]], datasets: Mapping[str, Dataset]) -> None:
+    """Store new jobs on datasets that are locked and usable, each with these events after its first."""
+    for job in jobs:
+        used = [datasets[dataset_id] for dataset_id in (job.dataset_id, job.validation_dataset_id) if dataset_id]
+        waiting = any(dataset.state is DatasetState.PROCESSING for dataset in used)
+        job.state = JobState.VALIDATING_FILES if waiting else JobState.QUEUED
+    unit.jobs.add_all(jobs)
+    for job in jobs:
+        if job.state is JobState.QUEUED:
+            unit.ring_after_commit(Task.TRAIN, job.id)
 
 
-def usable_datasets(unit: UnitOfWork, training_id: str, validation_id: str | None) -> list[Dataset]:
-    """The datasets of a job, training first, locked.
+class OnDatasets(Protocol):
+    """What trains on one dataset, and may validate on another: a job, or a spec of one."""
+
+    @property
+    def dataset_id(self) -> str: ...
+
+    @property
+    def validation_dataset_id(self) -> str | None: ...
+
+
+def lock_datasets(unit: UnitOfWork, users: Iterable[OnDatasets]) -> dict[str, Dataset]:
+    """Those of their datasets that there are, by id: they stay as they are until the transaction ends."""
+    wanted = {dataset_id for user in users for dataset_id in (user.dataset_id, user.validation_dataset_id)}
+    return unit.datasets.lock_shared([dataset_id for dataset_id in wanted if dataset_id is not None])
+
+
+def usable_datasets(datasets: Mapping[str, Dataset], user: OnDatasets) -> list[Dataset]:
+    """The datasets of a job, training first.
 
     Raises:
         InvalidRequestError: if there is no such dataset, or both are the same.
         DatasetInvalidError: if one did not pass its check.
     """
-    pointers = {training_id: "/dataset_id"}
-    if validation_id is not None:
-        if validation_id == training_id:
+    pointers = {user.dataset_id: "/dataset_id"}
+    if user.validation_dataset_id is not None:
+        if user.validation_dataset_id == user.dataset_id:
             message = "a model is not measured on what it was trained on: leave it out to hold out a part"
             faults = [fault("/validation_dataset_id", "same_dataset", message)]
             raise InvalidRequestError(f"validation_dataset_id is dataset_id: {message}", errors=faults)
-        pointers[validation_id] = "/validation_dataset_id"
-    # Locked in one order by everybody, so that nobody waits for each other.
-    found = {dataset_id: _usable_dataset(unit, dataset_id, pointers[dataset_id]) for dataset_id in sorted(pointers)}
-    return [found[dataset_id] for dataset_id in pointers]
+        pointers[user.validation_dataset_id] = "/validation_dataset_id"
+    return [_usable(datasets, dataset_id, pointer) for dataset_id, pointer in pointers.items()]
 
 
-def _usable_dataset(unit: UnitOfWork, dataset_id: str, pointer: str) -> Dataset:
-    try:
-        dataset = unit.datasets.get(dataset_id, lock=True)
-    except NotFoundError as error:
+def _usable(datasets: Mapping[str, Dataset], dataset_id: str, pointer: str) -> Dataset:
+    dataset = datasets.get(dataset_id)
+    if dataset is None:
         faults = [fault(pointer, "dataset_not_found", "no such dataset")]
-        raise InvalidRequestError(error.message, errors=faults) from None
+        raise InvalidRequestError(f"There is no dataset {dataset_id!r}.", errors=faults)
     if dataset.state in (DatasetState.INVALID, DatasetState.FAILED):
         raise DatasetInvalidError(
             f"Dataset {dataset.id} is {dataset.state}: see /v1/datasets/{dataset.id}/validation, correct the data and "

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from service.shared.states import JobState
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from service.shared.db.models import Job
+    from service.shared.db.repositories.queue import RunningJob
     from service.shared.settings import Settings
     from service.shared.unit_of_work import UnitOfWork
 
@@ -26,16 +29,17 @@ class Place:
 
 def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> dict[str, Place]:
     """Places of those of the jobs that are queued, by id; the same few statements for one as for many."""
-    ahead = unit.queue.jobs_ahead(jobs)
-    if not ahead:
+    if not any(job.state is JobState.QUEUED for job in jobs):
         return {}
+    running = unit.queue.running()
+    ahead = unit.queue.jobs_ahead(jobs, running)
     workers = unit.workers.count_alive(GPU, within_s=settings.lease_timeout_s)
     usual_s = unit.queue.usual_duration_s()
-    free_at = _free_at(unit.queue.running(), workers, usual_s, unit.clock.now())
+    free_at = _free_at(running, workers, usual_s, unit.clock.now())
     return {job_id: Place(count, _start(count, free_at, usual_s)) for job_id, count in ahead.items()}
 
 
-def _free_at(running: Iterable[Job], workers: int, usual_s: float | None, now: datetime) -> list[datetime]:
+def _free_at(running: Iterable[RunningJob], workers: int, usual_s: float | None, now: datetime) -> list[datetime]:
     """When each living worker will take its next job, as far as that can be told, soonest first."""
     ends = []
     for job in running:

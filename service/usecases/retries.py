@@ -11,7 +11,7 @@ from service.shared.errors import NotFoundError
 from service.shared.ids import new_id
 from service.shared.states import JobAction
 from service.usecases.actions import check_allowed
-from service.usecases.jobs import enqueue, usable_datasets
+from service.usecases.jobs import enqueue, lock_datasets, usable_datasets
 
 if TYPE_CHECKING:
     from service.shared.unit_of_work import UnitOfWork
@@ -46,7 +46,8 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
     """
     asked = unit.jobs.get(job_id)
     check_allowed(asked, JobAction.RETRY)  # before its datasets are looked at
-    datasets = usable_datasets(unit, asked.dataset_id, asked.validation_dataset_id)  # locked before jobs by everybody
+    datasets = lock_datasets(unit, [asked])  # before jobs, as everybody does
+    usable_datasets(datasets, asked)
     ended = unit.jobs.get(job_id, lock=True)
     check_allowed(ended, JobAction.RETRY)
     checkpoint = None if from_scratch else _last_checkpoint(unit, ended)
@@ -63,7 +64,8 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
         where = f"training goes on from checkpoint {checkpoint.id} after step {checkpoint.step}"
         data = {"checkpoint_id": checkpoint.id, "epoch": checkpoint.epoch, "step": checkpoint.step}
     event = NewEvent("message", f"Retry of {ended.id}: {where}", {"retry_of": ended.id, **data})
-    return enqueue(unit, job, datasets, event)
+    enqueue(unit, {job: [event]}, datasets)
+    return job
 
 
 def as_submitted(job: Job) -> dict[str, Any]:

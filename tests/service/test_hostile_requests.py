@@ -251,7 +251,7 @@ def test_an_unexpected_exception_tells_nothing_of_the_inside(api: Api, monkeypat
     def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret-canary")
 
-    monkeypatch.setattr("service.shared.db.repositories.jobs.JobRepository.get", explode)
+    monkeypatch.setattr("service.shared.db.repositories.jobs.JobRepository.versions", explode)
     response = api.client.get("/v1/jobs/job_x")
     assert_problem(response, 500, "internal")
     assert "canary" not in response.text

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from service.shared.clock import SystemClock
-from service.shared.queue import SILENCE_AFTER_FAILURE_S, CeleryQueue, Task, celery_app
+from service.shared.queue import (
+    CLOSE_TIMEOUT_S,
+    CROWD,
+    RINGS_BETWEEN_LOOKS,
+    SILENCE_AFTER_FAILURE_S,
+    SILENCE_IN_A_CROWD_S,
+    BackgroundQueue,
+    CeleryQueue,
+    Task,
+    celery_app,
+)
 from service.shared.settings import Settings
 from tests.service.conftest import FakeClock
 
@@ -52,8 +63,6 @@ def test_a_broker_that_is_down_costs_no_time_and_raises_nothing(tmp_path: Path, 
 
 
 def test_a_broker_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
-    import socket
-
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -79,6 +88,45 @@ def test_a_ring_works_again_once_the_broker_is_back(tmp_path: Path) -> None:
     with redis_server(folder):
         assert queue.ring(Task.TRAIN, "job_3")
         queue.close()
+
+
+def test_a_crowd_of_announcements_grows_no_further_until_workers_fetch_some(queue: CeleryQueue) -> None:
+    clock = FakeClock()
+    queue._clock = clock
+    for number in range(CROWD + 3 * RINGS_BETWEEN_LOOKS):
+        assert queue.ring(Task.TRAIN, f"job_{number}")
+    assert CROWD <= (queue.depth(Task.TRAIN) or 0) <= CROWD + RINGS_BETWEEN_LOOKS
+    assert queue.ring(Task.INGEST, "ds_1")
+    assert queue.depth(Task.INGEST) == 1  # each task for itself
+    clock.advance(SILENCE_IN_A_CROWD_S)
+    assert queue.ring(Task.TRAIN, "job_still_crowded")
+    with queue._app.connection_for_write() as connection:
+        connection.default_channel.client.ltrim("gpu", 0, 9)
+    clock.advance(SILENCE_IN_A_CROWD_S)
+    assert queue.ring(Task.TRAIN, "job_again")
+    assert queue.depth(Task.TRAIN) == 11
+
+
+def test_requests_do_not_wait_for_a_broker_that_hangs(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        queue = BackgroundQueue(CeleryQueue(Settings(data_dir=tmp_path, broker_url=url), SystemClock()))
+        started = time.monotonic()
+        assert all(queue.ring(Task.TRAIN, f"job_{number}") for number in range(100))
+        assert time.monotonic() - started < 0.5
+        queue.close()
+        assert time.monotonic() - started < CLOSE_TIMEOUT_S + 1
+
+
+def test_what_was_rung_in_the_background_is_sent_before_the_end(queue: CeleryQueue) -> None:
+    background = BackgroundQueue(queue)
+    for number in range(20):
+        background.ring(Task.TRAIN, f"job_{number}")
+    background._rings.put(None)
+    background._thread.join(10)
+    assert background.depth(Task.TRAIN) == 20
 
 
 def test_both_sides_share_options_that_never_lose_or_repeat_by_themselves(tmp_path: Path) -> None:

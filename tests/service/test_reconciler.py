@@ -199,7 +199,7 @@ def test_deleted_datasets_and_leftovers_vanish_and_used_files_stay(
             unit.datasets.get(dataset).storage_key = key
             storage.put_file(key, source)
         unit.datasets.mark_deleted(deleted)
-        unit.idempotency.reserve("jobs.create", "k", "0" * 64)
+        unit.idempotency.reserve("jobs.create", {"k": "0" * 64})
     orphan = "jobs/job_x/e1/file"
     storage.put_file(orphan, source)
     settings.staging_dir.mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_deleted_datasets_and_leftovers_vanish_and_used_files_stay(
     assert storage.exists(keys[kept])
     assert list(settings.staging_dir.iterdir()) == []
     with database.write() as unit:
-        assert unit.idempotency.reserve("jobs.create", "k", "1" * 64)
+        assert unit.idempotency.reserve("jobs.create", {"k": "1" * 64}) == {"k"}
 
 
 def test_a_failing_pass_is_not_the_last(

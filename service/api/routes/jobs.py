@@ -2,14 +2,14 @@
 
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import JSONResponse
 
 from service.api.bodies import StrictJsonRoute
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, JobId, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
-from service.api.job_views import JobView, read_job, read_jobs, view_jobs
+from service.api.job_views import JobView, read_jobs, view_jobs
 from service.api.schemas.checkpoints import CheckpointList, checkpoint_read
 from service.api.schemas.job_queries import METADATA_PARAMETER, JobQuery
 from service.api.schemas.jobs import JobCreate, JobPatch, JobRead, job_spec
@@ -17,8 +17,7 @@ from service.api.schemas.lists import Page, page_of
 from service.api.waiting import requested_wait
 from service.shared.errors import PreconditionFailedError
 from service.usecases import actions
-from service.usecases import jobs as usecase
-from service.usecases.idempotency import Answer, answer_once, fingerprint
+from service.usecases.idempotency import Answer, Keyed, fingerprint
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictJsonRoute)
 
@@ -26,26 +25,18 @@ POLL_AFTER_S = 5
 
 
 @router.post("", status_code=201, response_model=JobRead, responses=problem_responses(400, 413, 415, 422, 503))
-def create_job(
-    unit: WriteUnit, found: AppServices, body: JobCreate, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def create_job(found: AppServices, body: JobCreate, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a training job. It is queued at once, or waits in `validating_files` for its datasets' check."""
-
-    def make() -> Answer:
-        job = usecase.create_job(unit, found.settings, job_spec(body))
-        read = read_job(unit, found.settings, job)
-        return Answer(read.urls.self, read.model_dump(mode="json"))
-
     request_sha256 = fingerprint(body.model_dump(mode="json", exclude_unset=True))
-    return created(answer_once(unit, "jobs.create", idempotency_key, request_sha256, make))
+    return created(await found.creation.create(Keyed(job_spec(body), idempotency_key, request_sha256)))
 
 
-def created(answer: Answer) -> JSONResponse:
+def created(answer: Answer) -> Response:
     """The response to a request that makes a job."""
     headers = {"Location": answer.location, "Retry-After": str(POLL_AFTER_S)}
     if answer.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return JSONResponse(answer.body, 201, headers)
+    return Response(orjson.dumps(answer.body), 201, headers, "application/json")
 
 
 @router.get("", responses=problem_responses(404, 422, 503), openapi_extra={"parameters": [METADATA_PARAMETER]})

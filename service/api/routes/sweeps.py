@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
@@ -19,7 +20,7 @@ from service.shared.ids import new_id
 from service.shared.unit_of_work import UnitOfWork
 from service.usecases import sweeps
 from service.usecases.idempotency import Answer, answer_once, fingerprint
-from service.usecases.jobs import create_job
+from service.usecases.jobs import create_jobs
 
 router = APIRouter(prefix="/sweeps", tags=["sweeps"], route_class=StrictJsonRoute)
 
@@ -40,12 +41,17 @@ def create_sweep(
     def make() -> Answer:
         request = body.model_dump(mode="json", exclude_unset=True)
         sweep = Sweep(id=new_id("sweep"), name=body.name, project="", request=request)
+        specs = []
         for number, values in enumerate(_trials(body), start=1):
             named = {"name": f"{body.name[:190]} {number}"} | body.job
             with _at_the_values(values):
                 spec = job_spec(validated(JobCreate, sweeps.with_values(named, values)))
-                job = create_job(unit, found.settings, spec)
-            job.sweep_id, job.trial, sweep.project = sweep.id, values, spec.project
+            specs.append(replace(spec, sweep_id=sweep.id, trial=values))
+            sweep.project = spec.project
+        for spec, job in zip(specs, create_jobs(unit, found.settings, specs), strict=True):
+            if isinstance(job, ServiceError):
+                with _at_the_values(spec.trial or {}):
+                    raise job
         read = _read(unit, unit.sweeps.add(sweep))
         return Answer(read.url, read.model_dump(mode="json"))
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event, make_url
 from sqlalchemy import create_engine as sqlalchemy_create_engine
 
+from service.shared.db.models.base import to_json
 from service.shared.errors import SettingsError
 
 BUSY_TIMEOUT_S = 10
 WAL_RETRY_S = 0.02
-_to_json = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def create_engine(url: str) -> Engine:
@@ -29,7 +27,7 @@ def create_engine(url: str) -> Engine:
         return _sqlite(url)
     return sqlalchemy_create_engine(
         parsed.set(drivername="postgresql+psycopg"),
-        json_serializer=_to_json,
+        json_serializer=to_json,
         pool_pre_ping=True,
         pool_size=10,
         max_overflow=10,
@@ -43,7 +41,7 @@ def _sqlite(url: str) -> Engine:
     engine = sqlalchemy_create_engine(
         url,
         module=_sqlite_driver(),
-        json_serializer=_to_json,
+        json_serializer=to_json,
         pool_size=10,
         max_overflow=10,
         pool_timeout=BUSY_TIMEOUT_S,

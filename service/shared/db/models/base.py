@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,8 @@ from sam3_lora.events import finite
 
 # What no database text can hold: NUL in PostgreSQL, lone surrogates in either (they have no UTF-8).
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+ESCAPED_NUL = r"\u0000"
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def storable(value: Any) -> Any:
@@ -25,6 +28,16 @@ def storable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [storable(inner) for inner in value]
     return value
+
+
+def to_json(value: Any) -> str:
+    """A JSON value as text that any database can hold: as `storable`, and numbers that are not finite become null."""
+    try:
+        text = _JSON.encode(value)
+    except ValueError:  # NaN or an infinity
+        return _JSON.encode(storable(finite(value)))
+    # Nearly always there is nothing to replace, and one look at the text is far cheaper than one at every value.
+    return _JSON.encode(storable(value)) if UNSTORABLE.search(text) or ESCAPED_NUL in text else text
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -75,7 +88,7 @@ class StorableName(TypeDecorator[str]):
 
 
 class StorableJson(TypeDecorator[Any]):
-    """A JSON value; non-finite numbers become null, None is SQL NULL."""
+    """A JSON value, as `to_json` writes it, which the engine has to be given; None is SQL NULL."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
@@ -83,9 +96,6 @@ class StorableJson(TypeDecorator[Any]):
     def load_dialect_impl(self, dialect: Dialect) -> Any:
         kind = JSONB if dialect.name == "postgresql" else JSON
         return dialect.type_descriptor(kind(none_as_null=True))
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        return storable(finite(value))
 
 
 Id = StorableName(48)

@@ -55,6 +55,13 @@ class DatasetRepository:
             raise NotFoundError(f"There is no dataset {dataset_id!r}.")
         return dataset
 
+    def lock_shared(self, dataset_ids: Sequence[str]) -> dict[str, Dataset]:
+        """Those of the datasets that there are, by id; until the transaction ends they can be locked so by others, but
+        not changed.
+        """
+        query = select(Dataset).where(Dataset.id.in_(dataset_ids), Dataset.deleted_at.is_(None)).order_by(Dataset.id)
+        return {dataset.id: dataset for dataset in self._session.scalars(query.with_for_update(read=True))}
+
     def list(
         self,
         *,

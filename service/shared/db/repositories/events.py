@@ -13,7 +13,7 @@ from service.shared.db.repositories.fencing import write_fenced
 from service.shared.ids import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -57,22 +57,28 @@ class EventRepository:
 
     def store(self, job: Job, events: Sequence[NewEvent]) -> None:
         """Insert events whose numbers, the last of `job.last_event_seq`, this transaction has already taken."""
-        first = job.last_event_seq - len(events) + 1
+        self.store_all({job: events})
+
+    def store_all(self, events: Mapping[Job, Sequence[NewEvent]]) -> None:
+        """As `store`, for several jobs."""
+        now = self._clock.now()
         rows = [
             {
                 "job_id": job.id,
-                "seq": first + index,
+                "seq": job.last_event_seq - len(own) + 1 + index,
                 "id": new_id("evt"),
                 "attempt": job.attempt,
                 "type": event.type,
                 "level": event.level,
                 "message": event.message,
                 "data": event.data,
-                "created_at": self._clock.now(),
+                "created_at": now,
             }
-            for index, event in enumerate(events)
+            for job, own in events.items()
+            for index, event in enumerate(own)
         ]
-        self._session.execute(insert(JobEvent), rows)
+        if rows:
+            self._session.execute(insert(JobEvent), rows)
 
     def list_evaluations(self, job_id: str) -> Sequence[JobEvent]:
         """What every validation of the job found, oldest first."""

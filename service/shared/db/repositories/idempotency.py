@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from service.shared.db.models import IdempotencyKey
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
@@ -21,32 +23,38 @@ class IdempotencyRepository:
         self._session = session
         self._clock = clock
 
-    def get(self, operation: str, key: str) -> IdempotencyKey:
-        """The row of a key that `reserve` found used."""
-        return self._session.get_one(IdempotencyKey, (operation, key))
+    def reserve(self, operation: str, requests: Mapping[str, str]) -> set[str]:
+        """Take keys for this transaction, waiting for others that have them; those that were not yet used.
 
-    def reserve(self, operation: str, key: str, request_sha256: str) -> bool:
-        """Take the key for this transaction, waiting for another that has it; False if it is already used."""
-        try:
-            with self._session.begin_nested():
-                self._session.execute(
-                    insert(IdempotencyKey).values(
-                        operation=operation,
-                        key=key,
-                        request_sha256=request_sha256,
-                        response={},
-                        created_at=self._clock.now(),
-                    )
-                )
-        except IntegrityError:
-            return False
-        return True
+        Args:
+            requests: key -> SHA-256 of the request that came with it.
+        """
+        now = self._clock.now()
+        dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
+        rows = [
+            # In one order by everybody, so that nobody waits for each other.
+            {"operation": operation, "key": key, "request_sha256": requests[key], "response": {}, "created_at": now}
+            for key in sorted(requests)
+        ]
+        new = dialect.insert(IdempotencyKey).on_conflict_do_nothing(index_elements=["operation", "key"])
+        return set(self._session.scalars(new.returning(IdempotencyKey.key), rows)) if rows else set()
 
-    def complete(self, operation: str, key: str, response: dict[str, Any]) -> None:
-        """Keep the answer under a key that this transaction has reserved."""
-        row = self._session.get_one(IdempotencyKey, (operation, key))
-        row.response = response
-        self._session.flush()
+    def get_all(self, operation: str, keys: Collection[str]) -> dict[str, IdempotencyKey]:
+        """Rows of those of the keys that are used, by key."""
+        query = select(IdempotencyKey).where(IdempotencyKey.operation == operation, IdempotencyKey.key.in_(keys))
+        return {row.key: row for row in self._session.scalars(query)} if keys else {}
+
+    def complete(self, operation: str, responses: Mapping[str, dict[str, Any]]) -> None:
+        """Keep the answers under keys that this transaction has reserved."""
+        rows = [{"operation": operation, "key": key, "response": response} for key, response in responses.items()]
+        if rows:
+            self._session.execute(update(IdempotencyKey), rows)
+
+    def release(self, operation: str, keys: Collection[str]) -> None:
+        """Give up keys that this transaction has reserved."""
+        if keys:
+            these = (IdempotencyKey.operation == operation, IdempotencyKey.key.in_(keys))
+            self._session.execute(delete(IdempotencyKey).where(*these))
 
     def forget(self, older_than_s: float, operation: str | None = None) -> None:
         """Forget keys that were used longer ago; with `operation`, its own only."""

@@ -16,7 +16,7 @@ from service.shared.errors import LeaseLostError, NotFoundError, StateConflictEr
 from service.shared.states import TERMINAL, Actor, DatasetState, JobRequest, JobState, sources
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -40,16 +40,26 @@ class JobRepository:
 
     def add(self, job: Job, *events: NewEvent) -> Job:
         """Insert a new job in its initial state, with an event of that and these."""
-        now = self._clock.now()
-        job.created_at = job.updated_at = now
-        if job.state is JobState.QUEUED:
-            job.queued_at = job.next_publish_at = now
-        job.last_event_seq, job.attempt = 1 + len(events), 0
-        self._session.add(job)
-        self._session.flush()
-        self._label(job)
-        self._events.store(job, [NewEvent("status", f"Job {job.state}", {"status": job.state}), *events])
+        self.add_all({job: events})
         return job
+
+    def add_all(self, jobs: Mapping[Job, Sequence[NewEvent]]) -> None:
+        """Insert new jobs, each in its initial state with an event of that and these; as many statements as for one."""
+        now = self._clock.now()
+        for job, events in jobs.items():
+            job.created_at = job.updated_at = now
+            if job.state is JobState.QUEUED:
+                job.queued_at = job.next_publish_at = now
+            job.last_event_seq, job.attempt = 1 + len(events), 0
+        self._session.add_all(jobs)
+        self._session.flush()
+        self._label(jobs)
+        self._events.store_all(
+            {
+                job: [NewEvent("status", f"Job {job.state}", {"status": job.state}), *events]
+                for job, events in jobs.items()
+            }
+        )
 
     def get(self, job_id: str, *, lock: bool = False) -> Job:
         """The job; with `lock`, nobody else changes it until the transaction ends.
@@ -162,7 +172,7 @@ class JobRepository:
         self._events.store(job, [event])
         if values.keys() & {"tags", "labels"}:
             self._session.execute(delete(JobLabel).where(JobLabel.job_id == job_id))
-            self._label(job)
+            self._label([job])
         return job
 
     def mark_deleted(self, job_id: str) -> None:
@@ -283,10 +293,13 @@ class JobRepository:
             "not_before": None,
         }
 
-    def _label(self, job: Job) -> None:
-        pairs = [*((TAG, tag) for tag in job.tags), *job.labels.items()]
-        if pairs:
-            rows = [{"job_id": job.id, "key": key, "value": value} for key, value in pairs]
+    def _label(self, jobs: Iterable[Job]) -> None:
+        rows = [
+            {"job_id": job.id, "key": key, "value": value}
+            for job in jobs
+            for key, value in [*((TAG, tag) for tag in job.tags), *job.labels.items()]
+        ]
+        if rows:
             self._session.execute(insert(JobLabel), rows)
 
     def _refusal(self, job_id: str, to: JobState, epoch: int | None) -> Exception:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, func, not_, or_, select, tuple_
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 QUEUED = Job.state == JobState.QUEUED
 RECENT = 20
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    """What the queue has to know of a job that a worker holds."""
+
+    project: str
+    started_at: datetime | None
+    progress: dict[str, Any] | None
 
 
 class QueueRepository:
@@ -49,10 +58,10 @@ class QueueRepository:
                     return job_id
         return None
 
-    def jobs_ahead(self, jobs: Sequence[Job]) -> dict[str, int]:
+    def jobs_ahead(self, jobs: Sequence[Job], running: Sequence[RunningJob]) -> dict[str, int]:
         """Of those of the jobs that are queued: how many will start earlier, if nothing else arrives or ends.
 
-        Counts in the index instead of ranking the whole queue; as many statements for a page as for one.
+        Counts in the index instead of ranking the whole queue; at most two statements, however many jobs.
         """
         queued = [job for job in jobs if job.state is JobState.QUEUED]
         if not queued:
@@ -67,17 +76,19 @@ class QueueRepository:
                 groups.group_by(Job.priority, Job.project)
             )
         }
-        within = select(Job.priority, Job.project, Job.created_at, Job.id).where(
-            relevant, Job.created_at.between(first[0], last[0]), not_(older)
-        )
-        for priority, project, created_at, job_id in self._session.execute(within.order_by(Job.created_at, Job.id)):
-            lines[priority, project].ages.append((created_at, job_id))
-        running = {row.project: row.number for row in self._session.execute(_running_jobs())}
-        return {job.id: _ahead(job, lines, running) for job in queued}
+        if first != last:
+            within = select(Job.priority, Job.project, Job.created_at, Job.id).where(
+                relevant, Job.created_at.between(first[0], last[0]), not_(older)
+            )
+            for priority, project, created_at, job_id in self._session.execute(within.order_by(Job.created_at, Job.id)):
+                lines[priority, project].ages.append((created_at, job_id))
+        busy = Counter(job.project for job in running)
+        return {job.id: _ahead(job, lines, busy) for job in queued}
 
-    def running(self) -> Sequence[Job]:
+    def running(self) -> Sequence[RunningJob]:
         """Jobs that workers hold."""
-        return self._session.scalars(select(Job).where(Job.state.in_(LEASED))).all()
+        held = select(Job.project, Job.started_at, Job.progress).where(Job.state.in_(LEASED))
+        return [RunningJob(*row) for row in self._session.execute(held)]
 
     def usual_duration_s(self) -> float | None:
         """Mean time in which the jobs that succeeded last were trained; None before the first."""
