@@ -95,6 +95,8 @@ def test_a_database_that_is_away_delays_and_loses_nothing(live: Api, monkeypatch
     with followed(live, path_of(lease)) as stream:
         assert [next(stream).id, next(stream).id] == ["1", "2"]
         wait_until(lambda: broadcaster(live)._topics["events", lease[0]].end == 2)
+        say(live.database, lease, "here")
+        assert next(stream).id == "3"  # from the poller: from here on the follower reads nothing by itself
         with monkeypatch.context() as patch:
             patch.setattr(live.database, "read", fail)
             for _ in range(3):
