@@ -59,6 +59,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
+    def __hash__(self) -> int:
+        """Also of lists and dicts inside: pydantic deep-copies a default at every use unless it can be hashed."""
+        return hash((type(self), self.model_dump_json()))
+
 
 class LoraConfig(Section):
     """Where adapters go and how large they are."""

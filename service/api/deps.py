@@ -32,7 +32,7 @@ class Services:
     predictions: PredictionWatch
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:  # not async it would be called in a thread
     found: Services = request.app.state.services
     return found
 

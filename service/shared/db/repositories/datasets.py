@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select, update
 
 from service.shared.dataset_files import archive_of
 from service.shared.db.models import Dataset, Job
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 Pictures = list[dict[str, Any]]
 UNFINISHED = and_(Dataset.state == DatasetState.PROCESSING, Dataset.deleted_at.is_(None))
+
+
+LOCKED = (
+    select(Dataset)
+    .where(Dataset.id.in_(bindparam("dataset_ids", expanding=True)), Dataset.deleted_at.is_(None))
+    .order_by(Dataset.id)
+    .with_for_update(read=True)
+)
 
 
 class DatasetRepository:
@@ -59,8 +67,7 @@ class DatasetRepository:
         """Those of the datasets that there are, by id; until the transaction ends they can be locked so by others, but
         not changed.
         """
-        query = select(Dataset).where(Dataset.id.in_(dataset_ids), Dataset.deleted_at.is_(None)).order_by(Dataset.id)
-        return {dataset.id: dataset for dataset in self._session.scalars(query.with_for_update(read=True))}
+        return {dataset.id: dataset for dataset in self._session.scalars(LOCKED, {"dataset_ids": dataset_ids})}
 
     def list(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert, select
 
 from sam3_lora.events import EventType, Level
-from service.shared.db.models import Job, JobEvent
+from service.shared.db.models import Base, Job, JobEvent
 from service.shared.db.repositories.fencing import write_fenced
 from service.shared.ids import new_id
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from service.shared.clock import Clock
     from service.shared.states import JobState
+
+
+NEW_EVENTS = insert(Base.metadata.tables[JobEvent.__tablename__])
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class EventRepository:
             for index, event in enumerate(own)
         ]
         if rows:
-            self._session.execute(insert(JobEvent), rows)
+            self._session.execute(NEW_EVENTS, rows)
 
     def list_evaluations(self, job_id: str) -> Sequence[JobEvent]:
         """What every validation of the job found, oldest first."""

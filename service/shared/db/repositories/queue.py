@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, not_, or_, select, tuple_
+from sqlalchemy import and_, bindparam, func, not_, or_, select, tuple_
 
 from service.shared.db.models import Dataset, Job
 from service.shared.states import LEASED, JobState
@@ -26,6 +26,26 @@ if TYPE_CHECKING:
 
 QUEUED = Job.state == JobState.QUEUED
 RECENT = 20
+
+# Asked all the time, and building a statement takes longer than running it.
+RUNNING = select(Job.project, Job.started_at, Job.progress).where(Job.state.in_(LEASED))
+_LAST = select(Job.gpu_seconds).where(Job.state == JobState.SUCCEEDED).order_by(Job.created_at.desc()).limit(RECENT)
+USUAL_DURATION = select(func.avg(_LAST.subquery().c.gpu_seconds))
+# Of the oldest job of a page on: `first_at`, `first_id`.
+_RELEVANT = and_(QUEUED, Job.priority >= bindparam("least"))
+_OLDER = tuple_(Job.created_at, Job.id) < tuple_(
+    bindparam("first_at", type_=Job.created_at.type), bindparam("first_id", type_=Job.id.type)
+)
+LINES = (
+    select(Job.priority, Job.project, func.count(), func.count().filter(_OLDER))
+    .where(_RELEVANT)
+    .group_by(Job.priority, Job.project)
+)
+WITHIN_PAGE = (
+    select(Job.priority, Job.project, Job.created_at, Job.id)
+    .where(_RELEVANT, Job.created_at.between(bindparam("first_at"), bindparam("last_at")), not_(_OLDER))
+    .order_by(Job.created_at, Job.id)
+)
 
 
 @dataclass(frozen=True)
@@ -67,39 +87,26 @@ class QueueRepository:
         if not queued:
             return {}
         first, last = min(map(_age, queued)), max(map(_age, queued))
-        relevant = and_(QUEUED, Job.priority >= min(job.priority for job in queued))
-        older = tuple_(Job.created_at, Job.id) < tuple_(*first)
-        groups = select(Job.priority, Job.project, func.count(), func.count().filter(older)).where(relevant)
+        page = {"least": min(job.priority for job in queued), "first_at": first[0], "first_id": first[1]}
         lines = {
             (priority, project): _Line(total, older_than_page)
-            for priority, project, total, older_than_page in self._session.execute(
-                groups.group_by(Job.priority, Job.project)
-            )
+            for priority, project, total, older_than_page in self._session.execute(LINES, page)
         }
         if first != last:
-            within = select(Job.priority, Job.project, Job.created_at, Job.id).where(
-                relevant, Job.created_at.between(first[0], last[0]), not_(older)
-            )
-            for priority, project, created_at, job_id in self._session.execute(within.order_by(Job.created_at, Job.id)):
+            for priority, project, created_at, job_id in self._session.execute(
+                WITHIN_PAGE, page | {"last_at": last[0]}
+            ):
                 lines[priority, project].ages.append((created_at, job_id))
         busy = Counter(job.project for job in running)
         return {job.id: _ahead(job, lines, busy) for job in queued}
 
     def running(self) -> Sequence[RunningJob]:
         """Jobs that workers hold."""
-        held = select(Job.project, Job.started_at, Job.progress).where(Job.state.in_(LEASED))
-        return [RunningJob(*row) for row in self._session.execute(held)]
+        return [RunningJob(*row) for row in self._session.execute(RUNNING)]
 
     def usual_duration_s(self) -> float | None:
         """Mean time in which the jobs that succeeded last were trained; None before the first."""
-        last = (
-            select(Job.gpu_seconds)
-            .where(Job.state == JobState.SUCCEEDED)
-            .order_by(Job.created_at.desc())
-            .limit(RECENT)
-            .subquery()
-        )
-        return self._session.scalar(select(func.avg(last.c.gpu_seconds)))
+        return self._session.scalar(USUAL_DURATION)
 
     def seconds_per_image(self, base_model: str) -> list[float]:
         """Of the jobs on a base that succeeded last: their time over the images of their dataset and their epochs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service.shared.db.models import Worker
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+
+
+ALIVE = select(func.count()).where(Worker.kind == bindparam("kind"), Worker.last_seen_at >= bindparam("since"))
 
 
 class WorkerRepository:
@@ -41,8 +44,7 @@ class WorkerRepository:
     def count_alive(self, kind: str, *, within_s: float) -> int:
         """Workers of a kind that gave a sign of life within so many seconds."""
         since = self._clock.now() - timedelta(seconds=within_s)
-        query = select(func.count()).where(Worker.kind == kind, Worker.last_seen_at >= since)
-        return self._session.scalar(query) or 0
+        return self._session.scalar(ALIVE, {"kind": kind, "since": since}) or 0
 
     def devices(self, kind: str, *, within_s: float) -> Sequence[tuple[str, int, int]]:
         """Devices of the living workers of a kind that say what they have: name, bytes of memory, workers."""
