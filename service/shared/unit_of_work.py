@@ -23,7 +23,7 @@ from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
 from service.shared.db.repositories.models import ExportRepository, ModelRepository
 from service.shared.db.repositories.predictions import PredictionRepository
-from service.shared.db.repositories.queue import QueueRepository
+from service.shared.db.repositories.queue import QueueMemory, QueueRepository
 from service.shared.db.repositories.sweeps import SweepRepository
 from service.shared.db.repositories.uploads import UploadRepository
 from service.shared.db.repositories.workers import WorkerRepository
@@ -43,12 +43,12 @@ CLOSE_S = 1.0
 class UnitOfWork:
     """Every repository, on one transaction."""
 
-    def __init__(self, session: Session, clock: Clock, settings: Settings) -> None:
+    def __init__(self, session: Session, clock: Clock, settings: Settings, memory: QueueMemory) -> None:
         retry = RetryPolicy(settings.retry_backoff_s, settings.retry_backoff_max_s)
         self.session = session
         self.clock = clock
         self.events = EventRepository(session, clock)
-        self.queue = QueueRepository(session, clock)
+        self.queue = QueueRepository(session, clock, memory)
         self.jobs = JobRepository(session, clock, self.events, self.queue)
         self.attempts = AttemptRepository(session, clock, self.jobs, retry)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts)
@@ -95,13 +95,14 @@ class Database:
         self._queue = queue
         self.engine = open_engine(settings)
         self._reading = self.engine.execution_options(read_only=True)
+        self._queue_memory = QueueMemory()
         self._commits, self._counting = 0, Lock()
 
     @contextmanager
     def write(self) -> Iterator[UnitOfWork]:
         """A transaction that commits on a clean exit and then rings; rolls back on any exception."""
         with Session(self.engine, expire_on_commit=False) as session:
-            unit = UnitOfWork(session, self._clock, self._settings)
+            unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory)
             with session.begin():
                 yield unit
         with self._counting:
@@ -113,7 +114,7 @@ class Database:
     def read(self) -> Iterator[UnitOfWork]:
         """A transaction that only reads, and waits for no writer."""
         with Session(self._reading, expire_on_commit=False) as session, session.begin():
-            yield UnitOfWork(session, self._clock, self._settings)
+            yield UnitOfWork(session, self._clock, self._settings, self._queue_memory)
 
     def moment(self) -> Moment:
         """Now; take it before what is read then."""

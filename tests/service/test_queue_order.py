@@ -7,8 +7,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, select, text
 
+from service.shared.db.models import Job
+from service.shared.db.repositories.queue import EXACT, JOBS_PER_S_KEPT, LONG_QUEUE, STEP
 from service.shared.states import JobState
 from service.usecases.queue import places
 from tests.service.conftest import add_dataset, add_job, new_job
@@ -171,3 +173,56 @@ def test_a_claim_among_thousands_reads_no_more_of_them_than_the_index_needs(
     assert scanning == []
     assert len(explained) <= 6
     assert read(database, claim(database).id).priority == 90
+
+
+def test_a_long_queue_is_counted_every_few_seconds_and_in_steps(database: Database, clock: FakeClock) -> None:
+    count = LONG_QUEUE + 200
+    dataset = add_dataset(database)
+    with database.write() as unit:
+        unit.jobs.add_all({new_job(dataset, name=str(number)): [] for number in range(count)})
+    statements: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT"):
+            statements.append(statement)
+
+    def ahead(jobs: list[Job]) -> list[int]:
+        with database.read() as unit:
+            found = unit.queue.jobs_ahead(jobs, [])
+        return [found[job.id] for job in jobs]
+
+    with database.read() as unit:
+        order = list(unit.session.scalars(select(Job).order_by(Job.created_at, Job.id)))
+    assert ahead(order[:EXACT]) == list(range(EXACT))
+    places = ahead(order)
+    assert places == sorted(places)
+    assert all(0 <= number - place <= STEP for number, place in enumerate(places))
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        newest = new_job(dataset, project="another", created_at=clock.now() + timedelta(hours=1))
+        assert ahead(order[:3]) == [0, 1, 2]
+        assert ahead([newest]) == [1]  # its project's turn comes after one job of the other
+        assert statements == []
+        clock.advance(count / JOBS_PER_S_KEPT)
+        assert claim(database).id == order[0].id
+        statements.clear()
+        assert ahead(order[1:3]) == [0, 1]
+        assert len(statements) == 2
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+
+
+def test_while_one_counts_a_long_queue_others_take_what_is_known(database: Database, clock: FakeClock) -> None:
+    dataset = add_dataset(database)
+    job = new_job(dataset)
+    with database.write() as unit:
+        unit.jobs.add_all({each: [] for each in [job, *(new_job(dataset) for _ in range(LONG_QUEUE))]})
+    with database.read() as unit:
+        unit.queue.jobs_ahead([job], [])
+        memory = unit.queue._memory
+        clock.advance(1)
+        with memory.counting:  # another thread
+            assert unit.queue.jobs_ahead([job], []) == {job.id: 0}
+        before = memory.lines
+        unit.queue.jobs_ahead([job], [])
+        assert memory.lines is not before

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Enum, ForeignKey, Index
+from sqlalchemy import BigInteger, Enum, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.shared.db.models.base import Base, Id, StorableName
@@ -34,10 +34,16 @@ class Job(Base):
         Index(None, "project", "created_at", "id"),
         Index(None, "base_model", "created_at", "id"),
         Index(None, "created_at", "id"),
-        Index(None, "dataset_id"),
+        Index(None, "dataset_id", "created_at", "id"),
         Index(None, "validation_dataset_id"),
         Index(None, "sweep_id", "created_at", "id"),
-        Index(None, "deleted_at"),
+        # Only of what is deleted: SQLite would take it for lists, all of whose jobs have this null.
+        Index(
+            None,
+            "deleted_at",
+            sqlite_where=text("deleted_at IS NOT NULL"),
+            postgresql_where=text("deleted_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
@@ -106,11 +112,13 @@ class JobLabel(Base):
     """Index over the tags (under the key "") and the metadata of jobs."""
 
     __tablename__ = "job_labels"
-    __table_args__ = (Index(None, "key", "value", "job_id"),)
+    __table_args__ = (Index(None, "key", "value", "created_at", "job_id"),)
 
     job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(StorableName(64), primary_key=True)
     value: Mapped[str] = mapped_column(StorableName(512), primary_key=True)
+    created_at: Mapped[datetime]
+    """That of the job, so that a list of labelled jobs is read off the index, in order."""
 
 
 class Attempt(Base):

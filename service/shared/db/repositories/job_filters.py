@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
 from service.shared.db.models import Job, JobLabel
 
@@ -35,8 +35,20 @@ class JobFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
 
+    @property
+    def labels(self) -> Sequence[tuple[str, str]]:
+        """Keys and values of labels that the jobs must have."""
+        return [*self.metadata.items(), *([] if self.tag is None else [(TAG, self.tag)])]
+
+    def leading_label(self) -> ColumnElement[bool] | None:
+        """The first of the labels in SQL, for a row of `JobLabel` that is joined to the job: it leads to the jobs."""
+        if not self.labels:
+            return None
+        key, text = self.labels[0]
+        return and_(JobLabel.job_id == Job.id, JobLabel.key == key, JobLabel.value == text)
+
     def conditions(self) -> Iterator[ColumnElement[bool]]:
-        """The same in SQL."""
+        """Everything but the leading label in SQL."""
         if self.states:
             yield Job.state.in_(self.states)
         for column, value in (
@@ -47,9 +59,9 @@ class JobFilter:
         ):
             if value is not None:
                 yield column == value
-        labels = [*self.metadata.items(), *([] if self.tag is None else [(TAG, self.tag)])]
-        for key, text in labels:
-            yield Job.id.in_(select(JobLabel.job_id).where(JobLabel.key == key, JobLabel.value == text))
+        for key, text in self.labels[1:]:
+            labelled = select(JobLabel.job_id).where(JobLabel.job_id == Job.id)
+            yield labelled.where(JobLabel.key == key, JobLabel.value == text).correlate(Job).exists()
         if self.created_after is not None:
             yield Job.created_at > self.created_after
         if self.created_before is not None:

@@ -101,14 +101,17 @@ class JobRepository:
         Raises:
             NotFoundError: if `after` or `before` names no job.
         """
+        query = select(Job).where(_THERE, *matching.conditions())
+        label = matching.leading_label()
         return page(
             self._session,
-            select(Job).where(_THERE, *matching.conditions()),
+            query if label is None else query.join(JobLabel, label),
             Job,
             limit=limit,
             descending=descending,
             after=None if after is None else self.get(after),
             before=None if before is None else self.get(before),
+            position=None if label is None else (JobLabel.created_at, JobLabel.job_id),
         )
 
     def move(
@@ -299,7 +302,7 @@ class JobRepository:
 
     def _label(self, jobs: Iterable[Job]) -> None:
         rows = [
-            {"job_id": job.id, "key": key, "value": value}
+            {"job_id": job.id, "key": key, "value": value, "created_at": job.created_at}
             for job in jobs
             for key, value in [*((TAG, tag) for tag in job.tags), *job.labels.items()]
         ]

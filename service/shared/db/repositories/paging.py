@@ -10,9 +10,10 @@ from service.shared.db.models import Dataset, Job, Model, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sqlalchemy import Select
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Mapped, Session
 
 Listed = TypeVar("Listed", Job, Dataset, Model, Sweep)
 
@@ -26,19 +27,22 @@ def page(
     descending: bool,
     after: Listed | None,
     before: Listed | None,
+    position: tuple[Mapped[datetime], Mapped[str]] | None = None,
 ) -> tuple[Sequence[Listed], bool]:
     """At most `limit` rows of the query in order of creation, and whether there are more in that direction.
 
-    The page begins behind `after`; with `before` it is the one that ends there.
+    The page begins behind `after`; with `before` it is the one that ends there. `position`: columns equal to the
+    model's time of creation and id that the query has an index for.
     """
-    position = tuple_(model.created_at, model.id)
+    created_at, row_id = position or (model.created_at, model.id)
+    place = tuple_(created_at, row_id)
     backwards = before is not None
     for cursor, later in ((after, not descending), (before, descending)):
         if cursor is not None:
             mark = tuple_(cursor.created_at, cursor.id)
-            query = query.where(position > mark if later else position < mark)
+            query = query.where(place > mark if later else place < mark)
     newest_first = descending != backwards
-    order = (model.created_at.desc(), model.id.desc()) if newest_first else (model.created_at, model.id)
+    order = (created_at.desc(), row_id.desc()) if newest_first else (created_at, row_id)
     rows = list(session.scalars(query.order_by(*order).limit(limit + 1)))
     found = rows[:limit]
     return (found[::-1] if backwards else found), len(rows) > limit

@@ -8,9 +8,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, func, not_, or_, select, tuple_
+from sqlalchemy import and_, func, or_, select
 
 from service.shared.db.models import Dataset, Job
 from service.shared.states import LEASED, JobState
@@ -31,21 +32,18 @@ RECENT = 20
 RUNNING = select(Job.project, Job.started_at, Job.progress).where(Job.state.in_(LEASED))
 _LAST = select(Job.gpu_seconds).where(Job.state == JobState.SUCCEEDED).order_by(Job.created_at.desc()).limit(RECENT)
 USUAL_DURATION = select(func.avg(_LAST.subquery().c.gpu_seconds))
-# Of the oldest job of a page on: `first_at`, `first_id`.
-_RELEVANT = and_(QUEUED, Job.priority >= bindparam("least"))
-_OLDER = tuple_(Job.created_at, Job.id) < tuple_(
-    bindparam("first_at", type_=Job.created_at.type), bindparam("first_id", type_=Job.id.type)
+LINES = select(Job.priority, Job.project, func.count()).where(QUEUED).group_by(Job.priority, Job.project)
+EXACT = STEP = 200
+_NUMBER = func.row_number().over(partition_by=(Job.priority, Job.project), order_by=(Job.created_at, Job.id))
+_NUMBERED = select(Job.priority, Job.project, Job.created_at, Job.id, _NUMBER.label("number")).where(QUEUED).subquery()
+MARKS = (
+    select(_NUMBERED)
+    .where(or_(_NUMBERED.c.number <= EXACT, _NUMBERED.c.number % STEP == 0))
+    .order_by(_NUMBERED.c.number)
 )
-LINES = (
-    select(Job.priority, Job.project, func.count(), func.count().filter(_OLDER))
-    .where(_RELEVANT)
-    .group_by(Job.priority, Job.project)
-)
-WITHIN_PAGE = (
-    select(Job.priority, Job.project, Job.created_at, Job.id)
-    .where(_RELEVANT, Job.created_at.between(bindparam("first_at"), bindparam("last_at")), not_(_OLDER))
-    .order_by(Job.created_at, Job.id)
-)
+LONG_QUEUE = 1000  # jobs; counting them takes milliseconds
+JOBS_PER_S_KEPT = 20_000
+GRACE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,30 @@ class RunningJob:
     progress: dict[str, Any] | None
 
 
+@dataclass
+class QueueMemory:
+    """The lines of a long queue as one process counted them last; None if the queue was short."""
+
+    lines: Mapping[tuple[int, str], _Line] | None = None
+    counting: Lock = field(default_factory=Lock)
+    _good_until_s: float = 0.0
+
+    def is_good(self, now_s: float, grace_s: float = 0.0) -> bool:
+        """Whether they need not be counted again yet."""
+        return self.lines is not None and now_s < self._good_until_s + grace_s
+
+    def keep(self, lines: Mapping[tuple[int, str], _Line], now_s: float) -> None:
+        """Remember them for a time that is worth the counting; short ones not at all."""
+        length = sum(line.length for line in lines.values())
+        self._good_until_s = now_s + length / JOBS_PER_S_KEPT
+        self.lines = lines if length >= LONG_QUEUE else None
+
+
 class QueueRepository:
-    def __init__(self, session: Session, clock: Clock) -> None:
+    def __init__(self, session: Session, clock: Clock, memory: QueueMemory) -> None:
         self._session = session
         self._clock = clock
+        self._memory = memory
 
     def lock_next(self) -> str | None:
         """Id of the job to claim, locked for this transaction; None if nothing is due or others hold all of it."""
@@ -81,24 +99,38 @@ class QueueRepository:
     def jobs_ahead(self, jobs: Sequence[Job], running: Sequence[RunningJob]) -> dict[str, int]:
         """Of those of the jobs that are queued: how many will start earlier, if nothing else arrives or ends.
 
-        Counts in the index instead of ranking the whole queue; at most two statements, however many jobs.
+        Exact for the first 200 jobs of each project at each priority, behind them in steps of 200. The same for one
+        job as for many; the lines of a long queue are counted every few seconds, not at every look.
         """
         queued = [job for job in jobs if job.state is JobState.QUEUED]
         if not queued:
             return {}
-        first, last = min(map(_age, queued)), max(map(_age, queued))
-        page = {"least": min(job.priority for job in queued), "first_at": first[0], "first_id": first[1]}
-        lines = {
-            (priority, project): _Line(total, older_than_page)
-            for priority, project, total, older_than_page in self._session.execute(LINES, page)
-        }
-        if first != last:
-            for priority, project, created_at, job_id in self._session.execute(
-                WITHIN_PAGE, page | {"last_at": last[0]}
-            ):
-                lines[priority, project].ages.append((created_at, job_id))
-        busy = Counter(job.project for job in running)
+        lines, busy = self._lines(), Counter(job.project for job in running)
         return {job.id: _ahead(job, lines, busy) for job in queued}
+
+    def _lines(self) -> Mapping[tuple[int, str], _Line]:
+        memory, now = self._memory, self._clock.monotonic()
+        known = memory.lines
+        if known is None:
+            memory.keep(lines := self._count(), now)
+            return lines
+        # One counts; whoever comes meanwhile takes what was good until just now.
+        if memory.is_good(now) or not memory.counting.acquire(blocking=not memory.is_good(now, GRACE_S)):
+            return known
+        try:
+            memory.keep(lines := self._count(), now)
+            return lines
+        finally:
+            memory.counting.release()
+
+    def _count(self) -> Mapping[tuple[int, str], _Line]:
+        lines = {(priority, project): _Line(length) for priority, project, length in self._session.execute(LINES)}
+        for priority, project, created_at, job_id, number in self._session.execute(MARKS):
+            # PostgreSQL's second look may see a project that has just come.
+            line = lines.setdefault((priority, project), _Line(number))
+            line.ages.append((created_at, job_id))
+            line.numbers.append(number)
+        return lines
 
     def running(self) -> Sequence[RunningJob]:
         """Jobs that workers hold."""
@@ -166,12 +198,15 @@ class _Line:
     """The queued jobs of one project at one priority, oldest first."""
 
     length: int
-    older_than_page: int
     ages: list[tuple[datetime, str]] = field(default_factory=list)
-    """Of the jobs from the oldest of the page on."""
+    """Of the first jobs, and of some behind them."""
+    numbers: list[int] = field(default_factory=list)
+    """Which in the line they are, from 1."""
 
     def older_than(self, job: Job) -> int:
-        return self.older_than_page + bisect_left(self.ages, _age(job))
+        """Jobs before this one; not more than there are."""
+        place = bisect_left(self.ages, _age(job))
+        return self.numbers[place - 1] if place else 0
 
 
 def _ahead(job: Job, lines: Mapping[tuple[int, str], _Line], running: Mapping[str, int]) -> int:
@@ -180,7 +215,8 @@ def _ahead(job: Job, lines: Mapping[tuple[int, str], _Line], running: Mapping[st
     for (priority, project), line in lines.items():
         if priority > job.priority:
             busy[project] += line.length
-    own = lines[job.priority, job.project].older_than(job)
+    # There is none yet of a job that has just come into a long queue.
+    own = lines.get((job.priority, job.project), _Line(0)).older_than(job)
     ahead = own + busy.total() - sum(running.values())
     for (priority, project), line in lines.items():
         if priority == job.priority and project != job.project:
