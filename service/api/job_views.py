@@ -12,6 +12,7 @@ from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.schemas.jobs import JobRead, job_read
+from service.usecases.capacity import without_worker
 from service.usecases.queue import places
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class JobView:
 
 def read_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> list[JobRead]:
     """Jobs as clients see them, with their places in the queue."""
-    found = places(unit, settings, jobs)
-    return [job_read(job, found.get(job.id)) for job in jobs]
+    found, stuck = places(unit, settings, jobs), without_worker(unit, settings, jobs)
+    return [job_read(job, found.get(job.id), stuck.get(job.id)) for job in jobs]
 
 
 def read_job(unit: UnitOfWork, settings: Settings, job: Job) -> JobRead:

@@ -1,6 +1,7 @@
 """The queue of jobs: who is next, how many are ahead, and how fast it moves. Fair among projects.
 
 Among the due jobs of the highest priority, the project with the fewest running jobs comes first, then the oldest job.
+A worker claims in this order what it has the GPUs for.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class QueueRepository:
         self._session = session
         self._clock = clock
 
-    def lock_next(self) -> str | None:
-        """Id of the job to claim, locked for this transaction; None if nothing is due or others hold all of it."""
-        due = and_(QUEUED, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
+    def lock_next(self, gpus: int) -> str | None:
+        """Id of the job to claim with so many GPUs, locked for this transaction; None if nothing is due for them or
+        others hold all of it.
+        """
+        due = and_(QUEUED, Job.gpus <= gpus, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
         for priority in self._priorities(due):
             for project in self._projects(due, priority):
                 oldest = (
@@ -82,16 +85,16 @@ class QueueRepository:
     def usual_duration_s(self) -> float | None:
         """Mean time in which the jobs that succeeded last were trained; None before the first."""
         last = (
-            select(Job.gpu_seconds)
+            select((Job.gpu_seconds / Job.gpus).label("seconds"))
             .where(Job.state == JobState.SUCCEEDED)
             .order_by(Job.created_at.desc())
             .limit(RECENT)
             .subquery()
         )
-        return self._session.scalar(select(func.avg(last.c.gpu_seconds)))
+        return self._session.scalar(select(func.avg(last.c.seconds)))
 
     def seconds_per_image(self, base_model: str) -> list[float]:
-        """Of the jobs on a base that succeeded last: their time over the images of their dataset and their epochs."""
+        """Of the jobs on a base that succeeded last: GPU seconds over the images of their dataset and their epochs."""
         last = (
             select(Job.gpu_seconds, Job.result, Dataset.report)
             .join(Dataset, Dataset.id == Job.dataset_id)
