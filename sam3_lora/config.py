@@ -258,10 +258,10 @@ class TrainingConfig(Section):
     validation, and of training where they are not augmented or `dataset.augmented_views` is set. on: fail where
     nothing of training could be kept."""
     feature_cache_gb: Float | None = Field(None, gt=0, le=100_000)
-    """Most that is kept, in gigabytes (SAM3: 0.01 for each image and view, twice that with adapted vision blocks);
-    None: a quarter of what is free."""
+    """Most that is kept by each GPU's process, in gigabytes (SAM3: 0.01 for each image and view, twice that with
+    adapted vision blocks); None: a quarter of what is free."""
     num_workers: int = Field(2, ge=0, le=64)
-    """Processes that load and transform images."""
+    """Processes that load and transform images, for each GPU."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of everything random."""
     deterministic: bool = False

@@ -1,4 +1,4 @@
-"""The processes of one run under `torchrun`: who this one is, and what they tell each other.
+"""The processes of one run under `torchrun` or `training.launch`: who this one is, and what they tell each other.
 
 Everything but `World` and `join` is torch.distributed's. A process alone is a world of size 1, in which every method
 is the identity, so that callers need not ask.
@@ -7,6 +7,7 @@ is the identity, so that callers need not ask.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,11 +74,15 @@ class World:
 
 
 @contextmanager
-def join() -> Iterator[World]:
+def join(listener: socket.socket | None = None) -> Iterator[World]:
     """Join the processes that `torchrun` started together, alone without it; inside another `join`, the same world.
 
     Communication goes over NCCL between GPUs and over Gloo between CPUs. A process joins once in its life, since the
     addresses of the first time are still in `torchrun`'s store the second time: for several runs, join around them.
+
+    Args:
+        listener: in the leading process, the socket at `torchrun`'s address, where it then serves what would otherwise
+            be an agent's store; it is given away.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -86,12 +91,23 @@ def join() -> Iterator[World]:
     if dist.is_initialized():
         yield _world()
         return
+    store = None if listener is None else _serve_store(listener)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield _world()
     finally:
         dist.destroy_process_group()
+        del store  # kept so far: its end is that of its server
+
+
+def _serve_store(listener: socket.socket) -> object:
+    """The store of the processes' addresses; it is served as long as this is kept."""
+    host, port = listener.getsockname()
+    serve = dist.TCPStore  # type: ignore[attr-defined]  # it is there, if not by name
+    return serve(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), timeout=TIMEOUT
+    )
 
 
 def _world() -> World:

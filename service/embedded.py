@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
+import itertools
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,12 +24,13 @@ import typer
 
 from service import broker
 from service.child import Child, say
+from service.shared import gpus
 from service.shared.db.migrate import upgrade
 from service.shared.errors import ServiceError
 from service.shared.settings import PREFIX, Settings, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 TICK_S = 0.1
 START_TIMEOUT_S = 60.0
@@ -35,9 +38,9 @@ STOP_MARGIN_S = 3.0  # for what a worker does after its trainer's time to save
 BROKER_STOP_S = 2.0
 LOG_LINES_SHOWN = 20
 
+GPU_WORKER = "gpu-worker"
 PROGRAMS = {
     "api": ["service.cli", "api"],
-    "gpu-worker": ["worker.app", "--queue", "gpu"],
     "cpu-worker": ["worker.app", "--queue", "cpu"],
     "predictor": ["worker.app", "--queue", "predict"],
     "reconciler": ["service.reconciler"],
@@ -76,6 +79,8 @@ def run(settings: Settings, stop: threading.Event, ready_file: Path | None = Non
     Raises:
         ServiceError: if the service cannot be started.
     """
+    visible = [gpu.name for gpu in gpus.visible()]
+    shares = divide(visible, settings.worker_gpus)
     port = free_port(settings.host, settings.port)
     url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
     upgrade(settings)
@@ -94,6 +99,11 @@ def run(settings: Settings, stop: threading.Event, ready_file: Path | None = Non
         environment = os.environ | {PREFIX + name.upper(): str(value) for name, value in values.items()}
         for name, arguments in PROGRAMS.items():
             children.append(Child(name, [sys.executable, "-um", *arguments], environment, logs))
+        for number, share in enumerate(shares, start=1):
+            name = GPU_WORKER if number == 1 else f"{GPU_WORKER}-{number}"
+            arguments = ["worker.app", "--queue", "gpu", "--gpus", str(share.gpus)]
+            own = {} if share.visible is None else {gpus.VISIBLE: share.visible}
+            children.append(Child(name, [sys.executable, "-um", *arguments], environment | own, logs))
         api = next(child for child in children if child.name == "api")
         _await(lambda: _answers(settings.host, port), api, stop)
         if not stop.is_set():
@@ -130,6 +140,32 @@ def exclusive(data_dir: Path) -> Iterator[None]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one training worker gets; `visible`: its CUDA_VISIBLE_DEVICES, None on a machine without GPUs."""
+
+    gpus: int
+    visible: str | None
+
+
+def divide(visible: Sequence[str], counts: Sequence[int]) -> list[Share]:
+    """The shares of training workers with so many GPUs each, of those that are visible; empty: one for each GPU.
+
+    Raises:
+        StartError: if there are fewer.
+    """
+    if not visible:
+        return [Share(count, None) for count in counts or (1,)]
+    counts = counts or (1,) * len(visible)
+    if sum(counts) > len(visible):
+        raise StartError(
+            f"{PREFIX}WORKER_GPUS asks for {sum(counts)} GPUs, but this machine shows {len(visible)}: "
+            f"lower it, or have {gpus.VISIBLE} name more."
+        )
+    ends = list(itertools.accumulate(counts))
+    return [Share(count, ",".join(visible[end - count : end])) for count, end in zip(counts, ends, strict=True)]
 
 
 def free_port(host: str, port: int) -> int:

@@ -1,4 +1,5 @@
-"""The worker process: `python -m worker.app --queue gpu|cpu|predict`; one per GPU, and at least one of the others.
+"""The worker process: `python -m worker.app --queue gpu|cpu|predict`; one per GPU or for several that train together,
+and at least one of the others.
 
 The only place that wires a worker. It never imports a training framework: models live in child processes.
 """
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 HELP = "gpu: train; cpu: check datasets, export models; predict: answer predictions"
+HELP_GPUS = "GPUs that its jobs may use, the first of those to be seen (default: all); without GPUs: processes"
 GPU, CPU, PREDICT = "gpu", "cpu", "predict"
 
 
@@ -59,17 +61,23 @@ def main(arguments: list[str] | None = None) -> None:
     """Work until SIGTERM; then put the work in progress back and exit."""
     parser = argparse.ArgumentParser(prog="worker.app", description="Run a worker of the training service.")
     parser.add_argument("--queue", choices=[GPU, CPU, PREDICT], required=True, help=HELP)
+    parser.add_argument("--gpus", type=int, help=HELP_GPUS)
     options = parser.parse_args(arguments)
+    if options.gpus is not None and (options.queue != GPU or options.gpus < 1):
+        parser.error("--gpus is a number from 1 on, and belongs to --queue gpu")
     try:
         settings = load()
+        found = device.find(options.gpus) if options.queue == GPU else None
     except SettingsError as error:
         sys.exit(f"cannot start: {error.message}")
     logs.configure(settings.log_level)
-    work(settings, options.queue)
+    work(settings, options.queue, found)
 
 
-def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) -> None:
-    """Run a Celery worker for one queue until it is told to stop."""
+def work(
+    settings: Settings, queue: str, found: device.Device | None = None, *, trainer: tuple[str, ...] = TRAINER
+) -> None:
+    """Run a Celery worker for one queue until it is told to stop; that of GPUs needs a device."""
     worker_id = new_id("worker")
     with contextlib.ExitStack() as stack:
         ringer = stack.enter_context(contextlib.closing(CeleryQueue(settings, SystemClock())))
@@ -80,11 +88,11 @@ def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) 
         draining = threading.Event()
         places = (settings, database, storage, workspace)
         me: _Worker = {"worker_id": worker_id, "is_draining": draining.is_set}
-        found: device.Device | None = None
         kinds: list[Callable[[], bool]]
-        if queue == GPU:
-            found, tasks = device.find(), [training]
-            kinds = [TrainingRunner(*places, **me, device=found.name, trainer=trainer).run_next]
+        if found is not None:
+            tasks = [training]
+            runner = TrainingRunner(*places, **me, device=found.name, gpus=found.gpus, trainer=trainer)
+            kinds = [runner.run_next]
         elif queue == PREDICT:
             tasks, kinds = [predict], [stack.enter_context(PredictRunner(*places, **me)).run_next]
         else:
@@ -127,7 +135,9 @@ def _present(
     """Be listed among the workers that live."""
     left = threading.Event()
     facts: dict[str, Any] = {"kind": kind, "host": socket.gethostname(), "pid": os.getpid()}
-    facts |= {"device": found and found.name, "memory_bytes": found and found.memory_bytes}
+    facts["device"] = None
+    if found is not None:
+        facts |= {"device": found.name, "memory_bytes": found.memory_bytes, "gpus": found.gpus}
 
     def beat() -> None:
         while True:

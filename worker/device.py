@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pynvml
 
-DRIVER = Path("/proc/driver/nvidia/gpus")
+from service.shared import gpus
+from service.shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.shared.gpus import Gpu
+
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
 class Device:
-    """`memory_bytes`: of the GPU, for `CPU` of the machine or container; None if the driver does not tell."""
+    """`memory_bytes`: of the smallest GPU, for `CPU` of the machine or container; None if the driver does not tell.
+
+    `gpus`: what a job may use, for `CPU` a number of processes.
+    """
 
     name: str
     memory_bytes: int | None
+    gpus: int
 
 
-def find() -> Device:
-    """The NVIDIA GPU that a trainer will see first, or `CPU`."""
-    name = _name()
-    return Device(name, _machine_memory() if name == "CPU" else _gpu_memory())
+def find(wanted: int | None = None) -> Device:
+    """The NVIDIA GPUs that trainers will use, or `CPU`.
+
+    Args:
+        wanted: so many of the GPUs that trainers will see, the first of them (None: all); without GPUs so many
+            processes on the CPU (None: one).
+
+    Raises:
+        SettingsError: if there are fewer.
+    """
+    found = gpus.visible()
+    if not found:
+        return Device("CPU", _machine_memory(), wanted or 1)
+    if wanted is not None and wanted > len(found):
+        raise SettingsError(f"--gpus {wanted}: this machine shows {len(found)} ({gpus.VISIBLE} chooses which)")
+    used = found[:wanted]
+    return Device(_name(used), _gpu_memory(used), len(used))
 
 
-def _name() -> str:
-    gpus = [path.read_text() for path in sorted(DRIVER.glob("*/information"))]
-    models = [match[1].strip() for text in gpus if (match := re.search(r"^Model:(.*)$", text, re.MULTILINE))]
-    chosen = _first_visible()
-    if not models or chosen is None:
-        return "CPU"
-    return models[chosen] if chosen < len(models) else models[0]
+def _name(used: Sequence[Gpu]) -> str:
+    models = [gpu.model for gpu in used]
+    parts = [(models.count(model), model) for model in dict.fromkeys(models)]
+    return ", ".join(model if count == 1 else f"{count} x {model}" for count, model in parts)
 
 
 def _machine_memory() -> int:
@@ -42,22 +62,18 @@ def _machine_memory() -> int:
     return min([int(psutil.virtual_memory().total), *(int(text) for text in found if text.isdigit())])
 
 
-def _gpu_memory() -> int | None:
+def _gpu_memory(used: Sequence[Gpu]) -> int | None:
     try:
         pynvml.nvmlInit()
         try:
-            index = min(_first_visible() or 0, pynvml.nvmlDeviceGetCount() - 1)
-            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).total)
+            return min(int(pynvml.nvmlDeviceGetMemoryInfo(_handle(gpu)).total) for gpu in used)
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return None
 
 
-def _first_visible() -> int | None:
-    """Number of the first GPU that CUDA_VISIBLE_DEVICES leaves; 0 where it names none by number, None for none."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen in ("", "-1"):
-        return None
-    first = (chosen or "0").split(",")[0]
-    return int(first) if first.isdigit() else 0
+def _handle(gpu: Gpu) -> object:
+    if not gpu.name.isdigit():
+        return pynvml.nvmlDeviceGetHandleByUUID(gpu.name)
+    return pynvml.nvmlDeviceGetHandleByIndex(min(int(gpu.name), pynvml.nvmlDeviceGetCount() - 1))

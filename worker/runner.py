@@ -58,7 +58,7 @@ class Outcome:
 
 
 class TrainingRunner:
-    """Runs the jobs that one GPU worker claims, one at a time."""
+    """Runs the jobs that one worker with GPUs claims, one at a time."""
 
     def __init__(
         self,
@@ -69,16 +69,22 @@ class TrainingRunner:
         *,
         worker_id: str,
         device: str | None,
+        gpus: int = 1,
         is_draining: Callable[[], bool],
         trainer: tuple[str, ...] = TRAINER,
     ) -> None:
-        """`trainer`: the command that `--config` and the other arguments of the trainer process are added to."""
+        """Claim jobs that need at most so many `gpus`.
+
+        Args:
+            trainer: the command that `--config` and the other arguments of the trainer process are added to.
+        """
         self._settings = settings
         self._database = database
         self._storage = storage
         self._workspace = workspace
         self._worker_id = worker_id
         self._device = device
+        self._gpus = gpus
         self._is_draining = is_draining
         self._trainer = trainer
 
@@ -86,7 +92,7 @@ class TrainingRunner:
         """Claim the best queued job and run it to the end of this attempt; False if none is due."""
         claimed_at = time.monotonic()
         with self._database.write() as unit:
-            job = unit.jobs.claim(self._worker_id, self._device)
+            job = unit.jobs.claim(self._worker_id, self._device, gpus=self._gpus)
         if job is None:
             return False
         with structlog.contextvars.bound_contextvars(job_id=job.id, epoch=job.epoch):
@@ -162,6 +168,7 @@ class TrainingRunner:
             command = [*self._trainer, "--config", str(folder / "run.json")]
             command += ["--lease-timeout", f"{self._settings.self_fence_s:g}"]
             command += [] if resume is None else ["--resume", str(resume)]
+            command += [] if job.gpus == 1 else ["--processes", str(job.gpus)]
             ending = self._supervise(job, command, lease, observer, log_file, folder / "tmp")
         if ending.asked is Ask.DIE:
             lease.check()
@@ -194,7 +201,7 @@ class TrainingRunner:
         self, job: Job, command: list[str], lease: Lease, observer: Observer, log_file: Path, temporary: Path
     ) -> Ending:
         limits = Limits(
-            runtime_s=max(1.0, job.max_runtime_s - job.gpu_seconds),  # of all attempts together
+            runtime_s=max(1.0, job.max_runtime_s - job.gpu_seconds / job.gpus),  # of all attempts together
             silence_s=self._settings.no_progress_timeout_s,
             grace_s=self._settings.terminate_grace_s,
             log_bytes=self._settings.max_log_bytes,

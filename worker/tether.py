@@ -1,22 +1,21 @@
 """Become a command that dies with its parent: `python -m worker.tether [--expendable] -- COMMAND...`.
 
 A small program put before a command's own, because the alternative (code between fork and exec) is unsafe in a
-process with threads. It asks the kernel for SIGKILL when the parent thread ends (PR_SET_PDEATHSIG, prctl(2)), sets
-limits, and replaces itself by the command: same process id, same pipes.
+process with threads. It asks the kernel for SIGKILL when the parent thread ends, sets limits, and
+replaces itself by the command: same process id, same pipes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import resource
-import signal
 import sys
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+from sam3_lora.parent import die_with_parent
+
 MAX_OPEN_FILES = 65536
 NOT_STARTED = 127  # the shell's status for a command that cannot be run
 
@@ -52,14 +51,6 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         sys.stderr.write(f"cannot run {options.command[0]}: {error.strerror}\n")
         sys.exit(NOT_STARTED)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process with the thread that spawned it; at once if that is already gone."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        os._exit(NOT_STARTED)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ stdin    lease: one byte after each renewal; silence longer than --lease-timeout
 stdout   one event per line (`sam3_lora.events`); everything else that prints goes to stderr
 SIGTERM  save a checkpoint and leave (exit 11)      SIGUSR1  finish early and well (exit 0)
 exit     0 done, 2 configuration, 10 failed with an `error` event, 11 interrupted, 12 lease lost
+
+With `--processes N` it starts the others of a distributed run itself (`training.launch`) and stands for all of them.
 """
 
 from __future__ import annotations
@@ -24,23 +26,40 @@ from typing import TYPE_CHECKING, Any
 from sam3_lora.config import RunConfig, parse
 from sam3_lora.errors import ConfigError, Sam3LoraError
 from sam3_lora.events import Event, EventType, Level
+from sam3_lora.training import launch
+from sam3_lora.training.launch import Crew
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from sam3_lora.training.run import Stop
+
+log = logging.getLogger(__name__)
 
 EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LEASE_LOST = 2, 10, 11, 12
 
 
 class LineReporter:
-    """Writes events to a file descriptor, one JSON line each."""
+    """Writes events to a file descriptor, one JSON line each, from any thread."""
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+        self._lock = threading.RLock()
+        self._is_open = True
 
     def __call__(self, event: Event) -> None:
-        self._file.write(event.to_line() + "\n")
+        with self._lock:
+            if self._is_open:
+                self._file.write(event.to_line() + "\n")
+
+    def close_with(self, event: Event) -> bool:
+        """Write the last event, unless another thread has done so; whatever is reported later is dropped."""
+        with self._lock:
+            was_open = self._is_open
+            self(event)
+            self._is_open = False
+        return was_open
 
 
 class StopSignals:
@@ -68,28 +87,61 @@ class StopSignals:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    if options.lease_timeout is not None:
+    if options.leader is not None:
+        launch.follow(options.leader)
+    elif options.lease_timeout is not None:
         threading.Thread(target=_watch_lease, args=(options.lease_timeout,), daemon=True).start()
     events = os.dup(1)
     os.dup2(2, 1)  # libraries that print must not write between the events
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    reporter, stop = LineReporter(events), StopSignals()
+    reporter = LineReporter(events)
+    stop: Callable[[], Stop | None] = StopSignals() if options.leader is None else lambda: None
+
+    def fail(error: Event) -> None:
+        if reporter.close_with(error):
+            os._exit(EXIT_FAILED)  # at once: the main thread may wait for a process that is gone
+
     try:
         config = parse(RunConfig, json.loads(options.config.read_text(encoding="utf-8")))
-        from sam3_lora.training.run import InterruptedRunError, train  # torch and sam3: seconds
+        with Crew(options.processes if options.leader is None else 1, on_failure=fail) as crew:
+            return _run(config, options.resume, reporter, stop, crew)
     except (OSError, ValueError, ConfigError) as error:
-        reporter(_error_event(error))
+        reporter.close_with(_error_event(error))
         return EXIT_CONFIG
+
+
+def _run(
+    config: RunConfig, resume: Path | None, reporter: LineReporter, stop: Callable[[], Stop | None], crew: Crew
+) -> int:
+    """Train together with the crew; the exit code."""
+    from sam3_lora import distributed  # torch and sam3: seconds
+    from sam3_lora.training.run import InterruptedRunError, train
+
     try:
-        train(config, reporter=reporter, should_stop=stop, resume=options.resume)
-    except InterruptedRunError as error:
-        reporter(Event(EventType.MESSAGE, error.message))
-        return EXIT_INTERRUPTED
+        with distributed.join(crew.listener):
+            try:  # an error is told before the connections end, which makes the other processes fail too
+                train(config, reporter=reporter, should_stop=stop, resume=resume)
+            except InterruptedRunError as error:
+                reporter(Event(EventType.MESSAGE, error.message))
+                return EXIT_INTERRUPTED
+            except Exception as error:
+                log.exception("the run failed")
+                _fail(error, reporter, crew)
+                return EXIT_FAILED
     except Exception as error:
-        logging.getLogger(__name__).exception("the run failed")
-        reporter(_error_event(error))
+        log.exception("the processes cannot talk to each other")
+        _fail(error, reporter, crew)
         return EXIT_FAILED
     return 0
+
+
+def _fail(error: Exception, reporter: LineReporter, crew: Crew) -> None:
+    """Tell the error of the run, unless it is the consequence of another process's, and let the others go."""
+    if not isinstance(error, Sam3LoraError):
+        crew.let_others_fail_first()
+    reporter.close_with(_error_event(error))
+    crew.dismiss(0)
+    crew.exit_soon(EXIT_FAILED)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -97,7 +149,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, help="JSON of a RunConfig")
     parser.add_argument("--resume", type=Path, help="checkpoint folder to go on from")
     parser.add_argument("--lease-timeout", type=float, help="seconds without a lease byte after which to exit")
-    return parser.parse_args(arguments)
+    parser.add_argument("--processes", type=int, default=1, help="processes that train together, one for each GPU")
+    parser.add_argument("--leader", type=int, help=argparse.SUPPRESS)  # process id: this is a follower of that one
+    options = parser.parse_args(arguments)
+    if options.processes < 1:
+        parser.error("--processes must be at least 1")
+    if options.processes > 1 and options.leader is None and "WORLD_SIZE" in os.environ:
+        parser.error("--processes is for a process that torchrun did not start")
+    return options
 
 
 def _error_event(error: Exception) -> Event:

@@ -68,7 +68,9 @@ def choose_device(name: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> 
     if name == "cpu" or not available:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
-        message = f"{torch.cuda.device_count()} GPUs for more processes: lower torchrun's --nproc-per-node"
+        message = (
+            f"{torch.cuda.device_count()} GPUs for more processes: lower resources.gpus (torchrun: --nproc-per-node)"
+        )
         raise ConfigError(message, errors=[{"pointer": "/training/device", "code": "unavailable", "message": message}])
     torch.cuda.set_device(local_rank)  # collectives and kernels without a device argument go there
     return torch.device("cuda", local_rank)

@@ -17,6 +17,7 @@ from service.shared.errors import SettingsError
 
 PREFIX = "SAM3_"
 GIB = 2**30
+MAX_GPUS = 16  # of one job
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -72,6 +73,9 @@ class Settings(BaseSettings):
     """Seconds after which work that nobody claimed is announced to the workers again."""
     storage_retry_s: float = Field(300, gt=0)
     """Seconds that a worker with something to store waits for storage that is away, before its attempt fails."""
+    worker_gpus: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_GPUS)], ...], NoDecode] = ()
+    """Training workers of the embedded service: the number of GPUs of each, separated by commas (without GPUs: of
+    processes on the CPU); empty: a worker for each GPU that the machine shows, one if it shows none."""
     retry_backoff_s: float = Field(10, gt=0)
     """Seconds before the second attempt of work that failed through no fault of its own; doubles each time."""
     retry_backoff_max_s: float = Field(600, gt=0)
@@ -155,6 +159,11 @@ class Settings(BaseSettings):
     @classmethod
     def _hosts(cls, value: object) -> object:
         return [host.strip().lower() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
+
+    @field_validator("worker_gpus", mode="before")
+    @classmethod
+    def _counts(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("dataset_roots", mode="before")
     @classmethod

@@ -27,16 +27,14 @@ ESTIMATED = ("lora", "dataset", "training")
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a step fits on the living workers with such a device."""
+    """Whether the job fits on the living workers with such a device and so many GPUs; bytes are of one GPU."""
 
     device: str
     memory_bytes: int
     needed_bytes: int
+    gpus: int
     workers: int
-
-    @property
-    def fits(self) -> bool:
-        return self.needed_bytes <= self.memory_bytes
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def forecast(unit: UnitOfWork, settings: Settings, spec: JobSpec, *, asked: bool
         unit.ring_after_commit(Task.ESTIMATE, estimate_id)
     numbers = _numbers(estimate)
     expected_s, reason = _expected_time(unit, job, datasets[spec.dataset_id])
-    fits = [] if numbers is None else _fits(unit, settings, numbers["needed_bytes"])
+    fits = [] if numbers is None else _fits(unit, settings, numbers["needed_bytes"], job.gpus)
     return Forecast(estimate_id, job, numbers, fits, expected_s, reason)
 
 
@@ -94,16 +92,17 @@ def _numbers(estimate: Estimate) -> dict[str, Any] | None:
     raise EstimateFailedError(f"The estimate failed: {message} {estimate.error['hint']}")
 
 
-def _fits(unit: UnitOfWork, settings: Settings, needed_bytes: dict[str, int]) -> list[Fit]:
-    found = unit.workers.devices(GPU, within_s=settings.lease_timeout_s)
-    return [
-        Fit(device, memory_bytes, needed_bytes["cpu" if device == "CPU" else "cuda"], workers)
-        for device, memory_bytes, workers in found
-    ]
+def _fits(unit: UnitOfWork, settings: Settings, needed_bytes: dict[str, int], gpus: int) -> list[Fit]:
+    fits = []
+    for device, memory_bytes, has, workers in unit.workers.devices(GPU, within_s=settings.lease_timeout_s):
+        # The processes of a job share the memory of a CPU's machine.
+        needed = gpus * needed_bytes["cpu"] if device == "CPU" else needed_bytes["cuda"]
+        fits.append(Fit(device, memory_bytes, needed, has, workers, needed <= memory_bytes and gpus <= has))
+    return fits
 
 
 def _expected_time(unit: UnitOfWork, job: Job, dataset: Dataset) -> tuple[float | None, str | None]:
-    """Seconds of training and validation, from how long an image took in the jobs that succeeded last."""
+    """Seconds of training and validation, from the GPU time of an image in the jobs that succeeded last."""
     if dataset.state is not DatasetState.READY:
         return None, "the dataset is still being checked"
     paces = unit.queue.seconds_per_image(job.base_model)
@@ -111,5 +110,5 @@ def _expected_time(unit: UnitOfWork, job: Job, dataset: Dataset) -> tuple[float 
         return None, f"no job on {job.base_model} has succeeded here yet"
     training = job.resolved["config"]["training"]
     images = ((dataset.report or {}).get("summary") or {}).get("images") or 0
-    seconds = median(paces) * images * training["max_epochs"]
+    seconds = median(paces) * images * training["max_epochs"] / job.gpus
     return min(seconds, training["max_seconds"] or seconds, float(job.max_runtime_s)), None

@@ -40,6 +40,7 @@ class JobSpec:
     config: JobConfig
     seed: int | None
     """None: the configuration's."""
+    gpus: int
     priority: int
     max_runtime_s: int
     max_attempts: int
@@ -109,8 +110,9 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, datasets: Mapp
         sweep_id=spec.sweep_id,
         trial=spec.trial,
         config=spec.config.model_dump(mode="json", exclude_unset=True),
-        resolved=_resolved(config, used, seed),
+        resolved=_resolved(config, used, seed, spec.gpus),
         seed=seed,
+        gpus=spec.gpus,
         priority=spec.priority,
         max_runtime_s=spec.max_runtime_s,
         max_attempts=spec.max_attempts,
@@ -187,8 +189,9 @@ def _seed(spec: JobSpec) -> int:
     return configured if spec.seed is None else spec.seed
 
 
-def _resolved(config: JobConfig, datasets: Sequence[Dataset], seed: int) -> dict[str, Any]:
-    values = config.model_dump(mode="json")
+def _resolved(config: JobConfig, datasets: Sequence[Dataset], seed: int, gpus: int) -> dict[str, Any]:
+    values, training = config.model_dump(mode="json"), config.training
+    step = {"gpus": gpus, "images_per_step": gpus * training.batch_size * training.gradient_accumulation_steps}
     values["training"]["seed"] = seed
     hashes = dict(zip(("dataset_sha256", "validation_dataset_sha256"), (d.sha256 for d in datasets), strict=False))
-    return {"config": values, **hashes, "service_version": VERSION}
+    return {"config": values, "resources": step, **hashes, "service_version": VERSION}

@@ -25,33 +25,56 @@ class Place:
 
     jobs_ahead: int
     estimated_start_at: datetime | None
+    reason: str | None
+    """Why it will not start as things are."""
 
 
 def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> dict[str, Place]:
     """Places of those of the jobs that are queued, by id; the same few statements for one as for many."""
-    if not any(job.state is JobState.QUEUED for job in jobs):
+    queued = [job for job in jobs if job.state is JobState.QUEUED]
+    if not queued:
         return {}
     running = unit.queue.running()
-    ahead = unit.queue.jobs_ahead(jobs, running)
-    workers = unit.workers.count_alive(GPU, within_s=settings.lease_timeout_s)
+    ahead = unit.queue.jobs_ahead(queued, running)
+    sizes = unit.workers.sizes(GPU, within_s=settings.lease_timeout_s)
     usual_s = unit.queue.usual_duration_s()
-    free_at = _free_at(running, workers, usual_s, unit.clock.now())
-    return {job_id: Place(count, _start(count, free_at, usual_s)) for job_id, count in ahead.items()}
+    free_at = {
+        gpus: _free_at(running, {worker for worker, size in sizes.items() if size >= gpus}, usual_s, unit.clock.now())
+        for gpus in {job.gpus for job in queued}
+    }
+    return {
+        job.id: Place(
+            ahead[job.id],
+            _start(ahead[job.id], free_at[job.gpus], usual_s),
+            _reason(job.gpus, max(sizes.values(), default=0)),
+        )
+        for job in queued
+    }
 
 
-def _free_at(running: Iterable[RunningJob], workers: int, usual_s: float | None, now: datetime) -> list[datetime]:
-    """When each living worker will take its next job, as far as that can be told, soonest first."""
-    ends = []
+def _reason(gpus: int, most: int) -> str | None:
+    if most == 0:
+        return "no worker that trains is running"
+    return f"no worker with {gpus} GPUs is running; the largest has {most}" if gpus > most else None
+
+
+def _free_at(running: Iterable[RunningJob], workers: set[str], usual_s: float | None, now: datetime) -> list[datetime]:
+    """When each of the workers will take its next job, as far as that can be told, soonest first."""
+    ends: dict[str, datetime | None] = dict.fromkeys(workers, now)
     for job in running:
-        progress = job.progress or {}
-        if isinstance(progress.get("eta_s"), int | float) and "updated_at" in progress:
-            ends.append(datetime.fromisoformat(progress["updated_at"]) + timedelta(seconds=progress["eta_s"]))
-        elif usual_s is not None and job.started_at is not None:
-            ends.append(job.started_at + timedelta(seconds=usual_s))
-        else:
-            workers -= 1
-    idle = [now] * (workers - len(ends))
-    return sorted([*(max(now, end) for end in ends), *idle])[: max(0, workers)]
+        if job.worker_id in ends:
+            end = _end(job, usual_s)
+            ends[job.worker_id] = None if end is None else max(now, end)
+    return sorted(end for end in ends.values() if end is not None)
+
+
+def _end(job: RunningJob, usual_s: float | None) -> datetime | None:
+    progress = job.progress or {}
+    if isinstance(progress.get("eta_s"), int | float) and "updated_at" in progress:
+        return datetime.fromisoformat(progress["updated_at"]) + timedelta(seconds=progress["eta_s"])
+    if usual_s is not None and job.started_at is not None:
+        return job.started_at + timedelta(seconds=usual_s)
+    return None
 
 
 def _start(ahead: int, free_at: list[datetime], usual_s: float | None) -> datetime | None:

@@ -66,6 +66,7 @@ def find_recipe(settings: Settings, base_model: str) -> Recipe:
             "base_model": base_model,
             "dataset_id": "ds_...",
             "config": SUGGESTED[base_model],
+            "resources": {"gpus": 1},
             "limits": {"max_runtime_s": 86400, "max_attempts": 3},
         },
     )

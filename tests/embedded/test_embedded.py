@@ -152,6 +152,40 @@ def test_socket_moves_where_it_fits_and_only_into_a_private_folder(
         pass
 
 
+@pytest.mark.parametrize(
+    ("visible", "counts", "shares"),
+    [
+        ([], (), [(1, None)]),
+        ([], (1, 2), [(1, None), (2, None)]),
+        (["0", "1", "2", "3"], (), [(1, "0"), (1, "1"), (1, "2"), (1, "3")]),
+        (["0", "1", "2", "3"], (1, 1, 2), [(1, "0"), (1, "1"), (2, "2,3")]),
+        (["0", "1", "2", "3"], (2,), [(2, "0,1")]),
+        (["6", "GPU-4f2a", "2"], (2, 1), [(2, "6,GPU-4f2a"), (1, "2")]),
+    ],
+)
+def test_workers_share_the_gpus_that_are_visible(
+    visible: list[str], counts: tuple[int, ...], shares: list[tuple[int, str | None]]
+) -> None:
+    from service.embedded import divide
+
+    assert [(share.gpus, share.visible) for share in divide(visible, counts)] == shares
+
+
+def test_more_gpus_than_are_visible_keep_it_from_starting() -> None:
+    from service.embedded import StartError, divide
+
+    with pytest.raises(StartError, match=r"SAM3_WORKER_GPUS asks for 3 GPUs, but this machine shows 2: lower it"):
+        divide(["0", "1"], (1, 2))
+
+
+def test_each_training_worker_is_a_child_of_its_own(tmp_path: Path) -> None:
+    with started(tmp_path, tmp_path / "data", worker_gpus="1,2") as service:
+        wait_until(lambda: service.get("/readyz")["status"] == "ok")
+        workers = [c.cmdline()[-4:] for c in service.children() if "worker.app" in c.cmdline() and "gpu" in c.cmdline()]
+        assert sorted(workers) == [["--queue", "gpu", "--gpus", "1"], ["--queue", "gpu", "--gpus", "2"]]
+        assert (tmp_path / "data" / "logs" / "gpu-worker-2.log").exists()
+
+
 def test_port_zero_is_any_free_one() -> None:
     from service.embedded import StartError, free_port
 

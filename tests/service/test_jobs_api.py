@@ -47,7 +47,12 @@ def test_a_created_job_is_queued_rung_and_shows_every_value_as_used(api: Api) ->
     assert job["resolved"]["dataset_sha256"] == "0" * 64
     assert (job["tags"], job["metadata"], job["priority"]) == (["a", "b"], {"ticket": "A-1"}, 90)
     assert job["allowed_actions"] == ["cancel", "pause"]
-    assert job["queue"] == {"jobs_ahead": 0, "estimated_start_at": None}
+    assert job["queue"] == {
+        "jobs_ahead": 0,
+        "estimated_start_at": None,
+        "reason": "no worker that trains is running",
+    }
+    assert job["resources"] == {"gpus": 1}
     assert api.queue.rings == [(Task.TRAIN, job["id"])]
     assert api.client.get(job["urls"]["self"]).json() == job
     assert api.client.get(f"/jobs/{job['id']}").json() == job
@@ -104,6 +109,13 @@ def test_two_different_seeds_are_refused_and_the_configurations_seed_counts_alon
         ({"priority": 101}, "/priority"),
         ({"priority": 5.5}, "/priority"),
         ({"limits": {"max_attempts": 0}}, "/limits/max_attempts"),
+        ({"resources": {"gpus": 0}}, "/resources/gpus"),
+        ({"resources": {"gpus": 17}}, "/resources/gpus"),
+        ({"resources": {"gpus": "2"}}, "/resources/gpus"),
+        ({"resources": {"gpus": True}}, "/resources/gpus"),
+        ({"resources": {"gpus": 1.5}}, "/resources/gpus"),
+        ({"resources": {"gpu": 2}}, "/resources/gpu"),
+        ({"resources": 2}, "/resources"),
         ({"limits": {"max_runtime_s": 10**18}}, "/limits/max_runtime_s"),
         ({"tags": ["x"] * 33}, "/tags"),
         ({"tags": [""]}, "/tags/0"),

@@ -36,6 +36,12 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
     assert load(port=1).port == 1
 
 
+def test_counts_of_gpus_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().worker_gpus == ()
+    monkeypatch.setenv("SAM3_WORKER_GPUS", "1, 1,2")
+    assert load().worker_gpus == (1, 1, 2)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -54,6 +60,9 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
         ({"dataset_roots": "data"}, "absolute path without"),
         ({"dataset_roots": "/data/../etc"}, "absolute path without"),
         ({"dataset_retention_s": 0}, "SAM3_DATASET_RETENTION_S"),
+        ({"worker_gpus": "1,0"}, "SAM3_WORKER_GPUS"),
+        ({"worker_gpus": "17"}, "SAM3_WORKER_GPUS"),
+        ({"worker_gpus": "two"}, "SAM3_WORKER_GPUS"),
         ({"database_url": "mysql://x"}, "sqlite:/// or postgresql://"),
         ({"database_url": "sqlite://"}, "absolute file"),
         ({"database_url": "sqlite:///relative.db"}, "absolute file"),

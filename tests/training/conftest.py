@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sam3_lora.synthetic.coco_export import write_dataset
 from sam3_lora.training import setup
 from sam3_lora.training.step import Stepper
 from tests.models import MICRO
+from tests.training.trainers import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +97,19 @@ def make_config(bases: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.Mo
         return parse(RunConfig, values)
 
     return make
+
+
+@pytest.fixture
+def start(bases: Path, make_config) -> Iterator[Callable[..., Trainer]]:
+    trainers = []
+
+    def make(*arguments: str, config: RunConfig | None = None, first: str = "") -> Trainer:
+        trainers.append(Trainer(bases, config or make_config(training={"max_epochs": 1000}), *arguments, first=first))
+        return trainers[-1]
+
+    yield make
+    for trainer in trainers:
+        trainer.process.kill()
+        trainer.end()
+        for stream in (trainer.process.stdin, trainer.process.stdout, trainer.process.stderr):
+            stream.close()

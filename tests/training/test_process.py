@@ -2,97 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from sam3_lora.config import RunConfig
 from sam3_lora.events import Event, EventType
 from sam3_lora.training import process
-
-START = """
-import sys
-from pathlib import Path
-from sam3_lora.model import weights
-weights.BASES = Path(sys.argv.pop(1))
-from sam3_lora.training.process import main
-sys.exit(main(sys.argv[1:]))
-"""
-LEASE_S = 4.0
-
-
-class Trainer:
-    """A trainer process; renews its lease until told to stop."""
-
-    def __init__(self, bases: Path, config: RunConfig, *arguments: str) -> None:
-        path = config.output.dir.with_suffix(".json")
-        path.write_text(config.model_dump_json())
-        command = [sys.executable, "-c", START, str(bases), "--config", str(path), *arguments]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.events: list[Event] = []
-        self.renewing = True
-        self._log = ""
-        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._read, self._renew, self._read_log)]
-        for thread in self._threads:
-            thread.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.events.append(Event.from_line(line))
-
-    def _read_log(self) -> None:
-        self._log = self.process.stderr.read()
-
-    def _renew(self) -> None:
-        while self.renewing and self.process.poll() is None:
-            os.write(self.process.stdin.fileno(), b".")
-            time.sleep(LEASE_S / 10)
-
-    def until(self, condition: Callable[[Event], bool], timeout_s: float = 90) -> Event:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            for event in list(self.events):
-                if condition(event):
-                    return event
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.05)
-        raise AssertionError(f"no such event; exit {self.process.poll()}: {self._log[-2000:]}")
-
-    def end(self, timeout_s: float = 90) -> int:
-        code = self.process.wait(timeout_s)
-        for thread in self._threads:
-            thread.join(10)
-        return code
-
-
-@pytest.fixture
-def start(bases: Path, make_config) -> Iterator[Callable[..., Trainer]]:
-    trainers = []
-
-    def make(*arguments: str, config: RunConfig | None = None) -> Trainer:
-        trainers.append(Trainer(bases, config or make_config(training={"max_epochs": 1000}), *arguments))
-        return trainers[-1]
-
-    yield make
-    for trainer in trainers:
-        trainer.process.kill()
-        trainer.end()
-        for stream in (trainer.process.stdin, trainer.process.stdout, trainer.process.stderr):
-            stream.close()
-
-
-def stepped(event: Event) -> bool:
-    return event.type is EventType.PROGRESS
+from tests.training.trainers import LEASE_S, stepped
 
 
 def test_run_to_the_end_and_a_resumed_interruption(start, make_config):

@@ -9,7 +9,7 @@ import pytest
 from sam3_lora import errors
 from sam3_lora.events import Event, EventType
 from service.shared import errors as service_errors
-from worker import device, failures
+from worker import failures
 
 
 def reported(code: str, *, retryable: bool = False) -> Event:
@@ -61,36 +61,3 @@ def test_exits(returncode: int, error: Event | None, code: str, retryable: bool)
 def test_exceptions_of_the_worker(error: Exception, code: str, retryable: bool) -> None:
     failure = failures.of_exception(error)
     assert (failure.code, failure.retryable) == (code, retryable)
-
-
-def test_device_without_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    monkeypatch.setattr(device, "DRIVER", tmp_path)
-    assert device.find().name == "CPU"
-
-
-@pytest.mark.parametrize(
-    ("visible", "name"),
-    [
-        (None, "NVIDIA H100"),
-        ("1", "NVIDIA L4"),
-        ("1,0", "NVIDIA L4"),
-        ("", "CPU"),
-        ("-1", "CPU"),
-        ("GPU-4f2a", "NVIDIA H100"),
-        ("7", "NVIDIA H100"),
-    ],
-)
-def test_device_is_the_first_that_a_trainer_sees(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object, visible: str | None, name: str
-) -> None:
-    from pathlib import Path
-
-    driver = Path(str(tmp_path))
-    for bus, model in (("0000:01:00.0", "NVIDIA H100"), ("0000:02:00.0", "NVIDIA L4")):
-        (driver / bus).mkdir()
-        (driver / bus / "information").write_text(f"Model: \t\t {model}\nIRQ: 1\n")
-    monkeypatch.setattr(device, "DRIVER", driver)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert device.find().name == name

@@ -39,7 +39,7 @@ class Rig:
         self._folder = folder
         self.dataset_id = add_dataset(database, storage, archive)
 
-    def runner(self, body: str) -> TrainingRunner:
+    def runner(self, body: str, gpus: int = 1) -> TrainingRunner:
         return TrainingRunner(
             self.settings,
             self.database,
@@ -47,6 +47,7 @@ class Rig:
             self.workspace,
             worker_id="worker-1",
             device="CPU",
+            gpus=gpus,
             is_draining=self.draining.is_set,
             trainer=tuple(trainers.write(self._folder, body)),
         )

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 WORKER = """
 import sys
 from service.shared.settings import load
+from worker import device
 from worker.app import work
-work(load(), sys.argv[1], trainer=tuple(sys.argv[2:]))
+kind, gpus, *trainer = sys.argv[1:]
+work(load(), kind, device.find(int(gpus)) if kind == "gpu" else None, trainer=tuple(trainer))
 """
 NEVER_S = 3600.0
 both_databases = pytest.mark.parametrize(
@@ -49,7 +51,7 @@ class Workers:
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, kind: str, trainer: str = "", **settings: object) -> subprocess.Popen[bytes]:
+    def start(self, kind: str, trainer: str = "", *, gpus: int = 1, **settings: object) -> subprocess.Popen[bytes]:
         values = self._settings.model_dump(exclude_defaults=True) | settings
         environment = os.environ | {f"SAM3_{name.upper()}": str(value) for name, value in values.items()}
         command = trainers.write(
@@ -57,7 +59,7 @@ class Workers:
         )
         with (self._folder / f"{kind}-{len(self._started)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", WORKER, kind, *command], env=environment, stdout=log, stderr=log
+                [sys.executable, "-c", WORKER, kind, str(gpus), *command], env=environment, stdout=log, stderr=log
             )
         self._started.append(process)
         return process

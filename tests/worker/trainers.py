@@ -29,6 +29,7 @@ CONTRACT = """
 import argparse, pathlib, select
 options = argparse.ArgumentParser()
 options.add_argument("--config"); options.add_argument("--lease-timeout", type=float); options.add_argument("--resume")
+options.add_argument("--processes", type=int, default=1)
 options = options.parse_args()
 config = json.load(open(options.config))
 run = pathlib.Path(config["output"]["dir"])

@@ -12,5 +12,5 @@ router = APIRouter(prefix="/jobs/{job_id}/attempts", tags=["jobs"])
 @router.get("", responses=problem_responses(404, 422, 503))
 def list_attempts(unit: ReadUnit, job_id: JobId) -> AttemptList:
     """Times that a worker has taken the job, oldest first."""
-    unit.jobs.get(job_id)
-    return AttemptList(data=[attempt_read(attempt) for attempt in unit.attempts.list(job_id)])
+    gpus = unit.jobs.get(job_id).gpus
+    return AttemptList(data=[attempt_read(attempt, gpus) for attempt in unit.attempts.list(job_id)])

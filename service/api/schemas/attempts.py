@@ -28,7 +28,7 @@ class AttemptRead(Read):
     """State the job went to; null while the attempt goes on."""
     reason: str | None
     gpu_seconds: float | None
-    """Seconds between the two; null while the attempt goes on."""
+    """Seconds between the two, times the job's GPUs; null while the attempt goes on."""
 
 
 class AttemptList(Read):
@@ -36,7 +36,8 @@ class AttemptList(Read):
     data: list[AttemptRead]
 
 
-def attempt_read(attempt: Attempt) -> AttemptRead:
+def attempt_read(attempt: Attempt, gpus: int) -> AttemptRead:
+    """The attempt of a job with so many GPUs."""
     seconds = None if attempt.ended_at is None else max(0.0, (attempt.ended_at - attempt.started_at).total_seconds())
     return AttemptRead(
         job_id=attempt.job_id,
@@ -46,5 +47,5 @@ def attempt_read(attempt: Attempt) -> AttemptRead:
         ended_at=attempt.ended_at,
         outcome=attempt.outcome,
         reason=attempt.reason,
-        gpu_seconds=seconds,
+        gpu_seconds=None if seconds is None else gpus * seconds,
     )

@@ -9,7 +9,7 @@ from service.usecases.estimates import Forecast
 
 
 class Memory(Read):
-    """Bytes of one training step at its worst moment, for a batch of `batch`."""
+    """Bytes of one training step at its worst moment on one GPU, for a batch of `batch` there."""
 
     peak: int
     weights: int
@@ -24,11 +24,15 @@ class Memory(Read):
 class DeviceFit(Read):
     device: str
     memory_bytes: int
+    """Of each GPU; of a CPU's machine."""
     needed_bytes: int
-    """The peak with a margin, and what a process has beside its tensors."""
+    """The peak with a margin, and what a process has beside its tensors: on each GPU; on a CPU of all processes."""
+    gpus: int
+    """That each of these workers has."""
     workers: int
     """Living workers with such a device."""
     fits: bool
+    """Whether memory and GPUs suffice."""
 
 
 class Adapted(Read):
@@ -54,7 +58,8 @@ class EstimateRead(Read):
     fits: bool | None
     """Whether it fits on any of them; null where none is known."""
     expected_seconds: float | None
-    """Of training and validation, from how long jobs on the same base took for each image and epoch."""
+    """Of training and validation, from the GPU time that jobs on the same base took for each image and epoch; as if
+    several GPUs divided it evenly."""
     expected_seconds_reason: str | None
     """Why it is null."""
 
@@ -66,6 +71,7 @@ def estimate_read(forecast: Forecast) -> EstimateRead:
             device=fit.device,
             memory_bytes=fit.memory_bytes,
             needed_bytes=fit.needed_bytes,
+            gpus=fit.gpus,
             workers=fit.workers,
             fits=fit.fits,
         )

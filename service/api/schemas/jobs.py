@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 from sam3_lora.config import JobConfig, Section
 from service.api.schemas.lists import Read
 from service.shared.db.models import Job
+from service.shared.settings import MAX_GPUS
 from service.shared.states import LEASED, TERMINAL, JobAction, JobState, allowed_actions
 from service.usecases.initial_adapters import InitialAdapter
 from service.usecases.jobs import JobSpec
@@ -29,6 +30,13 @@ class JobLimits(Section):
     """Seconds that its attempts may run, all together."""
     max_attempts: int = Field(3, ge=1, le=20)
     """Attempts, if workers are lost or fail for a passing reason."""
+
+
+class JobResources(Section):
+    """What a job needs of the worker that takes it."""
+
+    gpus: int = Field(1, ge=1, le=MAX_GPUS)
+    """GPUs of one worker, which train together: a step takes `config.training.batch_size` images on each."""
 
 
 class InitFrom(Section):
@@ -73,6 +81,7 @@ class JobCreate(Section):
     """Hyper-parameters; what is omitted takes its default and is shown in `resolved`."""
     seed: int | None = Field(None, ge=0, lt=2**32)
     """Seed of everything random; null: `config.training.seed`."""
+    resources: JobResources = JobResources()
     priority: Priority = 50
     """Higher runs earlier."""
     limits: JobLimits = JobLimits()
@@ -131,9 +140,12 @@ class Progress(Read, extra="allow"):
 
 class QueuePosition(Read):
     jobs_ahead: int | None
-    """Queued jobs that will start earlier, if no others arrive; null unless this one is queued."""
+    """Queued jobs that will start earlier, if no others arrive; null unless this one is queued. Exact for the first 200
+    jobs of a project, behind them in steps of 200, and in a queue of thousands as it was a few seconds ago."""
     estimated_start_at: datetime | None
     """To the minute, from the living workers, what they are doing and how long jobs took; null without such a basis."""
+    reason: str | None
+    """Why it will not start as things are: no living worker has its GPUs; null otherwise."""
 
 
 class JobWorker(Read):
@@ -154,6 +166,7 @@ class JobFailure(Read):
 
 class Usage(Read):
     gpu_seconds: float
+    """Seconds of all attempts that have ended, times `resources.gpus`."""
     peak_memory_bytes: int | None
 
 
@@ -203,8 +216,10 @@ class JobRead(Read):
     config: dict[str, Any]
     """As submitted."""
     resolved: dict[str, Any]
-    """`config` with every value as used, the dataset's hash, and under `run` what the trainer reported."""
+    """`config` with every value as used, `resources` with the images of a step on all GPUs, the dataset's hash, and
+    under `run` what the trainer reported."""
     seed: int
+    resources: JobResources
     priority: int
     limits: JobLimits
     tags: list[str]
@@ -239,6 +254,7 @@ def job_spec(body: JobCreate) -> JobSpec:
         init_from=None if body.init_from is None else InitialAdapter(**body.init_from.model_dump()),
         config=body.config,
         seed=body.seed,
+        gpus=body.resources.gpus,
         priority=body.priority,
         max_runtime_s=body.limits.max_runtime_s,
         max_attempts=body.limits.max_attempts,
@@ -271,6 +287,7 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         config=job.config,
         resolved=job.resolved,
         seed=job.seed,
+        resources=JobResources(gpus=job.gpus),
         priority=job.priority,
         limits=JobLimits(max_runtime_s=job.max_runtime_s, max_attempts=job.max_attempts),
         tags=job.tags,
@@ -278,6 +295,7 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         queue=QueuePosition(
             jobs_ahead=None if place is None else place.jobs_ahead,
             estimated_start_at=None if place is None else place.estimated_start_at,
+            reason=None if place is None else place.reason,
         ),
         progress=None if job.progress is None else Progress(**job.progress),
         attempt=job.attempt,

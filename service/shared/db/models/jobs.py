@@ -70,6 +70,8 @@ class Job(Base):
     resolved: Mapped[dict[str, Any]]
     """`config`: a complete `JobConfig`; `run`: what the trainer reported as used."""
     seed: Mapped[int] = mapped_column(BigInteger)
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Needed at the same time, of one worker."""
     priority: Mapped[int]
     max_runtime_s: Mapped[int]
     max_attempts: Mapped[int]
@@ -94,6 +96,7 @@ class Job(Base):
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     gpu_seconds: Mapped[float] = mapped_column(default=0.0)
+    """Seconds of all attempts that have ended, times `gpus`."""
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
     last_event_seq: Mapped[int] = mapped_column(BigInteger, default=0)

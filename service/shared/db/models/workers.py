@@ -19,6 +19,8 @@ class Worker(Base):
     pid: Mapped[int]
     device: Mapped[str | None] = mapped_column(Name)
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Of the device that its trainers use."""
+    """Of the smallest of the devices that its trainers use."""
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")
+    """What the jobs that it takes may need; of no meaning where it does not train."""
     started_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]

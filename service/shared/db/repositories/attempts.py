@@ -171,7 +171,7 @@ class AttemptRepository:
             opened.values(ended_at=at, outcome=to, reason=reason).returning(Attempt.started_at)
         )
         if started_at is not None:
-            values["gpu_seconds"] = Job.gpu_seconds + max(0.0, (at - started_at).total_seconds())
+            values["gpu_seconds"] = Job.gpu_seconds + Job.gpus * max(0.0, (at - started_at).total_seconds())
         epoch, hb_seq = (job.epoch, None) if lease is None else (lease.epoch, lease.hb_seq)
         return self._jobs.move(job.id, to, by, epoch=epoch, hb_seq=hb_seq, reason=reason, changes=values)
 

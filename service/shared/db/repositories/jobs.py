@@ -208,13 +208,13 @@ class JobRepository:
         needs = or_(Job.resumes_from == job_id, Job.init_checkpoint_id.in_(own))
         return self._session.scalars(select(Job.id).where(needs, Job.state.not_in(TERMINAL)).order_by(Job.id)).all()
 
-    def claim(self, worker_id: str, device: str | None = None) -> Job | None:
-        """Take the job for a worker whose turn it is (`QueueRepository`); None if nothing is due.
+    def claim(self, worker_id: str, device: str | None = None, *, gpus: int = 1) -> Job | None:
+        """Take the job for a worker with so many GPUs whose turn it is (`QueueRepository`); None if nothing is due.
 
         The job comes back `running` with a new `epoch` (the fencing token of every later write), the next
         `attempt`, and an open row of `attempts`.
         """
-        job_id = self._queue.lock_next()
+        job_id = self._queue.lock_next(gpus)
         if job_id is None:
             return None
         now = self._clock.now()

@@ -1,6 +1,7 @@
 """The queue of jobs: who is next, how many are ahead, and how fast it moves. Fair among projects.
 
 Among the due jobs of the highest priority, the project with the fewest running jobs comes first, then the oldest job.
+A worker claims in this order what it has the GPUs for.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ QUEUED = Job.state == JobState.QUEUED
 RECENT = 20
 
 # Asked all the time, and building a statement takes longer than running it.
-RUNNING = select(Job.project, Job.started_at, Job.progress).where(Job.state.in_(LEASED))
-_LAST = select(Job.gpu_seconds).where(Job.state == JobState.SUCCEEDED).order_by(Job.created_at.desc()).limit(RECENT)
-USUAL_DURATION = select(func.avg(_LAST.subquery().c.gpu_seconds))
+RUNNING = select(Job.project, Job.worker_id, Job.started_at, Job.progress).where(Job.state.in_(LEASED))
+_SECONDS = (Job.gpu_seconds / Job.gpus).label("seconds")
+_LAST = select(_SECONDS).where(Job.state == JobState.SUCCEEDED).order_by(Job.created_at.desc()).limit(RECENT)
+USUAL_DURATION = select(func.avg(_LAST.subquery().c.seconds))
 LINES = select(Job.priority, Job.project, func.count()).where(QUEUED).group_by(Job.priority, Job.project)
 EXACT = STEP = 200
 _NUMBER = func.row_number().over(partition_by=(Job.priority, Job.project), order_by=(Job.created_at, Job.id))
@@ -51,6 +53,7 @@ class RunningJob:
     """What the queue has to know of a job that a worker holds."""
 
     project: str
+    worker_id: str | None
     started_at: datetime | None
     progress: dict[str, Any] | None
 
@@ -80,9 +83,11 @@ class QueueRepository:
         self._clock = clock
         self._memory = memory
 
-    def lock_next(self) -> str | None:
-        """Id of the job to claim, locked for this transaction; None if nothing is due or others hold all of it."""
-        due = and_(QUEUED, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
+    def lock_next(self, gpus: int) -> str | None:
+        """Id of the job to claim with so many GPUs, locked for this transaction; None if nothing is due for them or
+        others hold all of it.
+        """
+        due = and_(QUEUED, Job.gpus <= gpus, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
         for priority in self._priorities(due):
             for project in self._projects(due, priority):
                 oldest = (
@@ -141,7 +146,7 @@ class QueueRepository:
         return self._session.scalar(USUAL_DURATION)
 
     def seconds_per_image(self, base_model: str) -> list[float]:
-        """Of the jobs on a base that succeeded last: their time over the images of their dataset and their epochs."""
+        """Of the jobs on a base that succeeded last: GPU seconds over the images of their dataset and their epochs."""
         last = (
             select(Job.gpu_seconds, Job.result, Dataset.report)
             .join(Dataset, Dataset.id == Job.dataset_id)

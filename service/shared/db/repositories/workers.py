@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from service.shared.clock import Clock
 
 
-ALIVE = select(func.count()).where(Worker.kind == bindparam("kind"), Worker.last_seen_at >= bindparam("since"))
+_ALIVE = (Worker.kind == bindparam("kind"), Worker.last_seen_at >= bindparam("since"))
+# Asked all the time, and building a statement takes longer than running it.
+SIZES = select(Worker.id, Worker.gpus).where(*_ALIVE)
 
 
 class WorkerRepository:
@@ -27,13 +29,21 @@ class WorkerRepository:
         self._clock = clock
 
     def beat(
-        self, worker_id: str, *, kind: str, host: str, pid: int, device: str | None, memory_bytes: int | None = None
+        self,
+        worker_id: str,
+        *,
+        kind: str,
+        host: str,
+        pid: int,
+        device: str | None,
+        memory_bytes: int | None = None,
+        gpus: int = 1,
     ) -> None:
         """Register the worker, or note that it is alive."""
         now = self._clock.now()
         dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
         changing = {"kind": kind, "host": host, "pid": pid, "device": device}
-        changing |= {"memory_bytes": memory_bytes, "last_seen_at": now}
+        changing |= {"memory_bytes": memory_bytes, "gpus": gpus, "last_seen_at": now}
         statement = dialect.insert(Worker).values(id=worker_id, started_at=now, **changing)
         self._session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changing))
 
@@ -44,19 +54,28 @@ class WorkerRepository:
     def count_alive(self, kind: str, *, within_s: float) -> int:
         """Workers of a kind that gave a sign of life within so many seconds."""
         since = self._clock.now() - timedelta(seconds=within_s)
-        return self._session.scalar(ALIVE, {"kind": kind, "since": since}) or 0
+        query = select(func.count()).where(Worker.kind == kind, Worker.last_seen_at >= since)
+        return self._session.scalar(query) or 0
 
-    def devices(self, kind: str, *, within_s: float) -> Sequence[tuple[str, int, int]]:
-        """Devices of the living workers of a kind that say what they have: name, bytes of memory, workers."""
+    def sizes(self, kind: str, *, within_s: float) -> dict[str, int]:
+        """GPUs of the living workers of a kind, by their ids."""
+        since = self._clock.now() - timedelta(seconds=within_s)
+        rows = self._session.execute(SIZES, {"kind": kind, "since": since})
+        return {worker_id: gpus for worker_id, gpus in rows}  # noqa: C416 - dict() of rows has no type
+
+    def devices(self, kind: str, *, within_s: float) -> Sequence[tuple[str, int, int, int]]:
+        """Devices of the living workers of a kind that say what they have: name, bytes of memory, GPUs, workers."""
         since = self._clock.now() - timedelta(seconds=within_s)
         query = (
-            select(Worker.device, Worker.memory_bytes, func.count())
+            select(Worker.device, Worker.memory_bytes, Worker.gpus, func.count())
             .where(Worker.kind == kind, Worker.last_seen_at >= since)
             .where(Worker.device.is_not(None), Worker.memory_bytes.is_not(None))
-            .group_by(Worker.device, Worker.memory_bytes)
-            .order_by(Worker.device, Worker.memory_bytes)
+            .group_by(Worker.device, Worker.memory_bytes, Worker.gpus)
+            .order_by(Worker.device, Worker.memory_bytes, Worker.gpus)
         )
-        return [(str(device), int(memory or 0), count) for device, memory, count in self._session.execute(query)]
+        return [
+            (str(device), int(memory or 0), gpus, count) for device, memory, gpus, count in self._session.execute(query)
+        ]
 
     def forget_silent(self, after_s: float) -> None:
         """Remove workers that have been silent for longer."""
