@@ -13,8 +13,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import signals
@@ -40,19 +39,14 @@ from worker.tasks import estimate, export, ingest, predict, training
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from worker.work import Me
 
 log = structlog.get_logger(__name__)
 
 HELP = "gpu: train; cpu: check datasets, export models; predict: answer predictions"
 GPU, CPU, PREDICT = "gpu", "cpu", "predict"
-
-
-class _Worker(TypedDict):
-    """What every runner is told of its worker."""
-
-    worker_id: str
-    is_draining: Callable[[], bool]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,7 +73,7 @@ def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) 
         app = celery_app(settings)
         draining = threading.Event()
         places = (settings, database, storage, workspace)
-        me: _Worker = {"worker_id": worker_id, "is_draining": draining.is_set}
+        me: Me = {"worker_id": worker_id, "is_draining": draining.is_set}
         found: device.Device | None = None
         kinds: list[Callable[[], bool]]
         if queue == GPU:
