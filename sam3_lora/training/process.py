@@ -1,10 +1,8 @@
 """The trainer process that a worker starts: `python -m sam3_lora.training.process --config FILE ...`.
 
-stdin    lease: one byte after each renewal; silence longer than --lease-timeout, or EOF, ends the process
-         at once (exit 12), so that no two trainers of a job ever run together
-stdout   one event per line (`sam3_lora.events`); everything else that prints goes to stderr
+Standard streams and exit codes are those of `sam3_lora.child`.
+
 SIGTERM  save a checkpoint and leave (exit 11)      SIGUSR1  finish early and well (exit 0)
-exit     0 done, 2 configuration, 10 failed with an `error` event, 11 interrupted, 12 lease lost
 """
 
 from __future__ import annotations
@@ -12,35 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import select
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sam3_lora.child import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, begin, error_event
 from sam3_lora.config import RunConfig, parse
-from sam3_lora.errors import ConfigError, Sam3LoraError
-from sam3_lora.events import Event, EventType, Level
+from sam3_lora.errors import ConfigError
+from sam3_lora.events import Event, EventType
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from sam3_lora.training.run import Stop
-
-EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LEASE_LOST = 2, 10, 11, 12
-
-
-class LineReporter:
-    """Writes events to a file descriptor, one JSON line each."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
-
-    def __call__(self, event: Event) -> None:
-        self._file.write(event.to_line() + "\n")
 
 
 class StopSignals:
@@ -68,17 +51,12 @@ class StopSignals:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    if options.lease_timeout is not None:
-        threading.Thread(target=_watch_lease, args=(options.lease_timeout,), daemon=True).start()
-    events = os.dup(1)
-    os.dup2(2, 1)  # libraries that print must not write between the events
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    reporter, stop = LineReporter(events), StopSignals()
+    reporter, stop = begin(options.lease_timeout), StopSignals()
     try:
         config = parse(RunConfig, json.loads(options.config.read_text(encoding="utf-8")))
         from sam3_lora.training.run import InterruptedRunError, train  # torch and sam3: seconds
     except (OSError, ValueError, ConfigError) as error:
-        reporter(_error_event(error))
+        reporter(error_event(error))
         return EXIT_CONFIG
     try:
         train(config, reporter=reporter, should_stop=stop, resume=options.resume)
@@ -87,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:
         logging.getLogger(__name__).exception("the run failed")
-        reporter(_error_event(error))
+        reporter(error_event(error))
         return EXIT_FAILED
     return 0
 
@@ -98,26 +76,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, help="checkpoint folder to go on from")
     parser.add_argument("--lease-timeout", type=float, help="seconds without a lease byte after which to exit")
     return parser.parse_args(arguments)
-
-
-def _error_event(error: Exception) -> Event:
-    if isinstance(error, Sam3LoraError):
-        data: dict[str, Any] = {"code": error.code, "hint": error.hint, "retryable": error.retryable}
-        if isinstance(error, ConfigError):
-            data["errors"] = error.errors
-        return Event(EventType.ERROR, error.message, data, Level.ERROR)
-    text = f"{type(error).__name__}: {error}"
-    return Event(EventType.ERROR, text, {"code": "internal", "hint": "", "retryable": True}, Level.ERROR)
-
-
-def _watch_lease(timeout_s: float) -> None:
-    """Exit when no byte came for `timeout_s` on the monotonic clock, or at the end of stdin."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        ready, _, _ = select.select([0], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready or not os.read(0, 4096):
-            os._exit(EXIT_LEASE_LOST)  # at once: no handler, no flush may keep it alive
-        deadline = time.monotonic() + timeout_s
 
 
 if __name__ == "__main__":
