@@ -16,6 +16,7 @@ from service.api.routes import (
     actions,
     attempts,
     checkpoints,
+    comparisons,
     datasets,
     estimates,
     evaluation,
@@ -59,6 +60,7 @@ TAGS = [
     {"name": "sweeps", "description": "Many jobs at once that try different values, and the best of them."},
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
+    {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -79,6 +81,7 @@ ROUTES = (
     checkpoints,
     models,
     predictions,
+    comparisons,
     operations,
 )
 

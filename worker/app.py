@@ -29,13 +29,14 @@ from service.shared.settings import Settings, load
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from worker import device
+from worker.comparer import CompareRunner
 from worker.estimator import Estimator
 from worker.exporter import ExportRunner
 from worker.ingest import IngestRunner
 from worker.predictor import PredictRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
-from worker.tasks import estimate, export, ingest, predict, training
+from worker.tasks import compare, estimate, export, ingest, predict, training
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-HELP = "gpu: train; cpu: check datasets, export models; predict: answer predictions"
+HELP = "gpu: train, compare models; cpu: check datasets, export models; predict: answer predictions"
 GPU, CPU, PREDICT = "gpu", "cpu", "predict"
 
 
@@ -77,8 +78,11 @@ def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) 
         found: device.Device | None = None
         kinds: list[Callable[[], bool]]
         if queue == GPU:
-            found, tasks = device.find(), [training]
-            kinds = [TrainingRunner(*places, **me, device=found.name, trainer=trainer).run_next]
+            found, tasks = device.find(), [training, compare]
+            kinds = [
+                TrainingRunner(*places, **me, device=found.name, trainer=trainer).run_next,
+                CompareRunner(*places, **me).run_next,
+            ]
         elif queue == PREDICT:
             tasks, kinds = [predict], [stack.enter_context(PredictRunner(*places, **me)).run_next]
         else:
@@ -89,12 +93,7 @@ def work(settings: Settings, queue: str, *, trainer: tuple[str, ...] = TRAINER) 
                 IngestRunner(*places, **me).run_next,
                 ExportRunner(*places, **me).run_next,
             ]
-        # One of each kind in turn: none keeps the others waiting, however much of it there is.
-        station = Station(
-            lambda: any([run_next() for run_next in kinds]),  # noqa: C419 - all of them
-            draining=draining,
-            poll_interval_s=settings.poll_interval_s,
-        )
+        station = Station(*kinds, draining=draining, poll_interval_s=settings.poll_interval_s)
         for task in tasks:
             task.register(app, station)
         stack.enter_context(_present(settings, database, worker_id, queue, found))

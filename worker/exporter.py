@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from service.shared.zip_layout import ZipLayout, members_of, reader_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from service.shared.db.models import Export, Model
     from service.shared.db.repositories.models import ExportRepository
     from service.shared.unit_of_work import UnitOfWork
+    from worker.lease import Lease
     from worker.work import Me, Places
 
 COMMAND = (sys.executable, "-m", "sam3_lora.cli")
@@ -44,7 +46,8 @@ class ExportRunner(WorkRunner["Export"]):
     def _rows(self, unit: UnitOfWork) -> ExportRepository:
         return unit.exports
 
-    def _make(self, export: Export, folder: Path, check: Callable[[], None]) -> dict[str, Any]:
+    def _make(self, export: Export, folder: Path, lease: Lease) -> dict[str, Any]:
+        check = partial(self._check, lease)
         with self._database.read() as unit:
             model = unit.models.get(export.model_id)
         fetch_model(model, self._storage, folder / "adapter", on_chunk=check)

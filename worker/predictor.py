@@ -7,6 +7,7 @@ import json
 import secrets
 import shutil
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from service.shared.errors import NotFoundError, StorageError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from service.shared.db.models import Prediction
     from service.shared.db.repositories.predictions import PredictionRepository
     from service.shared.unit_of_work import UnitOfWork
+    from worker.lease import Lease
     from worker.work import Me, Places
 
 KEPT_FOLDERS = 16  # adapters on this machine's disk
@@ -61,7 +63,8 @@ class PredictRunner(WorkRunner["Prediction"]):
     def _rows(self, unit: UnitOfWork) -> PredictionRepository:
         return unit.predictions
 
-    def _make(self, prediction: Prediction, folder: Path, check: Callable[[], None]) -> dict[str, Any]:
+    def _make(self, prediction: Prediction, folder: Path, lease: Lease) -> dict[str, Any]:
+        check = partial(self._check, lease)
         adapter = self._adapter(prediction.model_id, check)
         image, result, overlay = folder / "image", folder / "result.json", folder / "overlay.png"
         try:

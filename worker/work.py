@@ -123,12 +123,12 @@ class WorkRunner(Runner[Row]):
         """Where the work waits."""
 
     @abstractmethod
-    def _make(self, row: Row, folder: Path, check: Callable[[], None]) -> dict[str, Any]:
+    def _make(self, row: Row, folder: Path, lease: Lease) -> dict[str, Any]:
         """The result, by column.
 
         Args:
             folder: is removed afterwards.
-            check: to be called often; what it raises passes through.
+            lease: to be checked often (`_check`); what that raises passes through.
 
         Raises:
             WorkError: says how the attempt failed. Whatever else is raised fails it too.
@@ -144,7 +144,7 @@ class WorkRunner(Runner[Row]):
     def _work(self, row: Row, lease: Lease) -> None:
         try:
             with self._workspace.attempt(row.id) as folder:
-                result = self._make(row, folder, lambda: self._check(lease))
+                result = self._make(row, folder, lease)
         except (LeaseLostError, NotFoundError):
             raise LeaseLostError(f"the lease of {row.id} was lost") from None
         except DrainingError:

@@ -24,6 +24,7 @@ class Task(StrEnum):
     """Celery tasks; each takes one argument, the id of what it was rung for."""
 
     TRAIN = "worker.train"
+    COMPARE = "worker.compare"
     INGEST = "worker.ingest"
     ESTIMATE = "worker.estimate"
     EXPORT = "worker.export"
@@ -37,6 +38,7 @@ class Task(StrEnum):
 
 QUEUES = {
     Task.TRAIN: "gpu",
+    Task.COMPARE: "gpu",
     Task.INGEST: "cpu",
     Task.ESTIMATE: "cpu",
     Task.EXPORT: "cpu",
