@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import stat
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, get_args
+
+import structlog
 
 from sam3_lora.coco.layout import find_layout
 from sam3_lora.config import BaseName, ComparisonConfig, parse
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from service.shared.unit_of_work import UnitOfWork
     from worker.lease import Lease
     from worker.work import Me, Places
+
+log = structlog.get_logger(__name__)
 
 COMMAND = (sys.executable, "-m", "sam3_lora.evaluation.process")
 FIGURES = ("0/evaluation.json", "1/evaluation.json")
@@ -78,8 +81,9 @@ class CompareRunner(WorkRunner["Comparison"]):
             }
             (folder / "config.json").write_text(parse(ComparisonConfig, config).model_dump_json())
             self._measure(folder, lease)
-        evaluations = [json.loads(_plain(output / name).read_bytes()) for name in FIGURES]
-        files = {name: self._store(comparison, name, _plain(output / name), lease) for name in FILES}
+        made = {file: _made(output, file) for file in FILES}
+        evaluations = [json.loads(made[file].read_bytes()) for file in FIGURES]
+        files = {file: self._store(comparison, file, path, lease) for file, path in made.items()}
         return {"result": {"split": name, "evaluations": evaluations}, "files": files, **self._progress}
 
     def _fetched(self, entry: dict[str, Any], folder: Path, lease: Lease) -> dict[str, Any]:
@@ -100,20 +104,22 @@ class CompareRunner(WorkRunner["Comparison"]):
         """
         command = [*self._command, "--config", str(folder / "config.json")]
         command += ["--lease-timeout", f"{self._settings.self_fence_s:g}"]
-        silence_s, log = self._settings.no_progress_timeout_s, folder / "log"
+        silence_s, said_file = self._settings.no_progress_timeout_s, folder / "said"
         limits = Limits(
             runtime_s=float("inf"), silence_s=silence_s, grace_s=self._settings.kill_grace_s, log_bytes=MAX_LOG_BYTES
         )
         (folder / "tmp").mkdir()
-        log.touch()
-        with Trainer(command, log=log, temporary=folder / "tmp", limits=limits) as process:
+        said_file.touch()
+        with Trainer(command, log=said_file, temporary=folder / "tmp", limits=limits) as process:
             lease.on_renewed = process.renew
             try:
                 ending = process.supervise(self._note, lambda: self._check(lease))
             finally:
                 lease.on_renewed = None
         if ending.returncode != failures.EXIT_DONE or ending.result is None:
-            raise _failure(ending, silence_s, log)
+            said = said_file.read_bytes()[-SAID_BYTES:].decode(errors="replace").replace(str(folder), "")
+            log.warning("measuring_failed", status=ending.returncode, said=said)
+            raise _failure(ending, silence_s, " ".join(said.split()))
 
     def _note(self, event: Event) -> None:
         done, total = (event.data.get(name) for name in ("images_done", "images_total"))
@@ -147,18 +153,19 @@ def _named(comparison: Comparison) -> dict[str, str]:
     return {"Judged": second, "Against": first}
 
 
-def _plain(path: Path) -> Path:
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise WorkError("internal", f"{path.name} is no plain file", "Report this with the worker's log.")
+def _made(output: Path, name: str) -> Path:
+    """A file that the process has written, and not a link to something else."""
+    path = output / name
+    if path.resolve() != output.resolve() / name or not path.is_file():
+        raise WorkError("internal", f"the process that measured left no file {name}", "Report this.")
     return path
 
 
-def _failure(ending: Ending, silence_s: float, log: Path) -> WorkError:
+def _failure(ending: Ending, silence_s: float, said: str) -> WorkError:
     if ending.cut is not None:
         hint = "Compare on fewer images (max_images), or look into the worker's machine."
         return WorkError("time_limit", f"no image was measured for {silence_s:g} s", hint, retryable=True)
     if ending.error is not None and ending.returncode in (failures.EXIT_CONFIG, failures.EXIT_FAILED):
         return WorkError(**failures.of_exit(ending.returncode, ending.error).to_dict())
-    said = " ".join(log.read_bytes()[-SAID_BYTES:].decode(errors="replace").replace(str(log.parent), "").split())
     message = f"the process that measured ended with status {ending.returncode}: {said}"
     return WorkError("internal", message, "It may have run out of memory.", retryable=True)
