@@ -48,6 +48,8 @@ def _number(value: object) -> object:
     return value
 
 
+BaseName = Literal["sam3", "sam3-tiny"]
+Metric = Literal["segm_mAP", "segm_mAP50", "bbox_mAP", "bbox_mAP50", "cgF1"]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=1, le=256)]
 Alpha = Annotated[float, BeforeValidator(_number), Field(gt=0, le=4096, allow_inf_nan=False)]
@@ -281,7 +283,7 @@ class EvaluationConfig(Section):
 
     every_epochs: int = Field(1, ge=1, le=10_000)
     """Epochs between validations; the last epoch is always validated."""
-    metric: Literal["segm_mAP", "segm_mAP50", "bbox_mAP", "bbox_mAP50", "cgF1"] = "segm_mAP"
+    metric: Metric = "segm_mAP"
     """What makes a checkpoint the best (bbox_mAP where no masks are trained)."""
     early_stopping_patience: int | None = Field(None, ge=1, le=10_000)
     """Validations without a better metric after which training ends; None: never."""
@@ -303,7 +305,7 @@ class EvaluationConfig(Section):
 class ModelConfig(Section):
     """Which base model is adapted."""
 
-    base: Literal["sam3", "sam3-tiny"] = "sam3"
+    base: BaseName = "sam3"
     """sam3: the official model. sam3-tiny: the small base shipped here for trying the system."""
     checkpoint: Path | None = Field(None, strict=False)
     """Local file of official weights (`sam3.pt`); None: the hub (facebook/sam3, gated). Not for sam3-tiny."""
@@ -345,6 +347,40 @@ class RunConfig(JobConfig):
     model: ModelConfig = ModelConfig()
     dataset: DatasetConfig
     output: OutputConfig = OutputConfig()
+
+
+class ComparedModel(Section):
+    """A model to measure: an adapter on its base, or a base alone."""
+
+    name: str
+    """What the report calls it."""
+    base: BaseName
+    """Its base."""
+    adapter: Path | None = Field(None, strict=False)
+    """Adapter folder; None: the base alone."""
+
+
+class ComparisonConfig(Section):
+    """Two models that are measured on the same images."""
+
+    models: list[ComparedModel] = Field(min_length=2, max_length=2)
+    """The measure, and the one that is judged by it."""
+    images: Path = Field(strict=False)
+    """Folder that the annotations' file names are relative to."""
+    annotations: Path = Field(strict=False)
+    """COCO JSON."""
+    checkpoint: Path | None = Field(None, strict=False)
+    """Local file of official weights (`sam3.pt`); None: the hub."""
+    max_images: int | None = Field(None, ge=1)
+    """Measure on the first so many images (by id); None: all."""
+    metric: Metric = "segm_mAP"
+    """The metric of the report's headline."""
+    title: str
+    """Of the report."""
+    facts: dict[str, str] = {}
+    """Label -> text, shown at the top of the report."""
+    output: Path = Field(strict=False)
+    """Folder to write."""
 
 
 C = TypeVar("C", bound=Section)

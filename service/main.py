@@ -17,6 +17,7 @@ from service.api.routes import (
     actions,
     attempts,
     checkpoints,
+    comparisons,
     datasets,
     estimates,
     evaluation,
@@ -60,6 +61,7 @@ TAGS = [
     {"name": "sweeps", "description": "Many jobs at once that try different values, and the best of them."},
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
+    {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -80,6 +82,7 @@ ROUTES = (
     checkpoints,
     models,
     predictions,
+    comparisons,
     operations,
 )
 

@@ -80,6 +80,7 @@ class Reconciler:
         self._datasets = LeaseWatch(settings.lease_timeout_s)
         self._exports = LeaseWatch(settings.lease_timeout_s)
         self._predictions = LeaseWatch(settings.lease_timeout_s)
+        self._comparisons = LeaseWatch(settings.lease_timeout_s)
         self._swept_at_s = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
@@ -97,6 +98,7 @@ class Reconciler:
         self._reap_datasets()
         self._reap_work(self._exports, lambda unit: unit.exports)
         self._reap_work(self._predictions, lambda unit: unit.predictions)
+        self._reap_work(self._comparisons, lambda unit: unit.comparisons)
         self._announce()
         self._expire()
         self._purge_datasets()
@@ -201,7 +203,7 @@ class Reconciler:
         before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
         delete_leftovers(self._settings.staging_dir, before)
         self._storage.delete_unfinished(before)
-        for prefix in ("datasets", "uploads", "jobs", "exports", "predictions"):
+        for prefix in ("datasets", "uploads", "jobs", "exports", "predictions", "comparisons"):
             self._delete_orphans(self._storage.list(prefix, unchanged_since=before))
 
     def _delete_orphans(self, keys: list[str]) -> None:
@@ -223,6 +225,7 @@ def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository |
         Task.INGEST: unit.datasets,
         Task.EXPORT: unit.exports,
         Task.PREDICT: unit.predictions,
+        Task.COMPARE: unit.comparisons,
     }
 
 
@@ -236,6 +239,7 @@ def _owned(unit: UnitOfWork, keys: list[str]) -> set[str | None]:
         unit.models,
         unit.exports,
         unit.predictions,
+        unit.comparisons,
     )
     return {key for owner in owners for key in owner.known_keys(keys)}
 

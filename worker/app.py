@@ -14,8 +14,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import signals
@@ -31,30 +30,26 @@ from service.shared.settings import Settings, load
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from worker import device
+from worker.comparer import CompareRunner
 from worker.estimator import Estimator
 from worker.exporter import ExportRunner
 from worker.ingest import IngestRunner
 from worker.predictor import PredictRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
-from worker.tasks import estimate, export, ingest, predict, training
+from worker.tasks import compare, estimate, export, ingest, predict, training
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from worker.work import Me
 
 log = structlog.get_logger(__name__)
 
-HELP = "gpu: train; cpu: check datasets, export models; predict: answer predictions"
+HELP = "gpu: train, compare models; cpu: check datasets, export models; predict: answer predictions"
 HELP_GPUS = "GPUs that its jobs may use, the first of those to be seen (default: all); without GPUs: processes"
 GPU, CPU, PREDICT = "gpu", "cpu", "predict"
-
-
-class _Worker(TypedDict):
-    """What every runner is told of its worker."""
-
-    worker_id: str
-    is_draining: Callable[[], bool]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,12 +82,14 @@ def work(
         app = celery_app(settings)
         draining = threading.Event()
         places = (settings, database, storage, workspace)
-        me: _Worker = {"worker_id": worker_id, "is_draining": draining.is_set}
+        me: Me = {"worker_id": worker_id, "is_draining": draining.is_set}
         kinds: list[Callable[[], bool]]
         if found is not None:
-            tasks = [training]
-            runner = TrainingRunner(*places, **me, device=found.name, gpus=found.gpus, trainer=trainer)
-            kinds = [runner.run_next]
+            tasks = [training, compare]
+            kinds = [
+                TrainingRunner(*places, **me, device=found.name, gpus=found.gpus, trainer=trainer).run_next,
+                CompareRunner(*places, **me).run_next,
+            ]
         elif queue == PREDICT:
             tasks, kinds = [predict], [stack.enter_context(PredictRunner(*places, **me)).run_next]
         else:
@@ -103,12 +100,7 @@ def work(
                 IngestRunner(*places, **me).run_next,
                 ExportRunner(*places, **me).run_next,
             ]
-        # One of each kind in turn: none keeps the others waiting, however much of it there is.
-        station = Station(
-            lambda: any([run_next() for run_next in kinds]),  # noqa: C419 - all of them
-            draining=draining,
-            poll_interval_s=settings.poll_interval_s,
-        )
+        station = Station(*kinds, draining=draining, poll_interval_s=settings.poll_interval_s)
         for task in tasks:
             task.register(app, station)
         stack.enter_context(_present(settings, database, worker_id, queue, found))

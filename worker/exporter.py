@@ -8,115 +8,58 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
 
-import structlog
-
-from service.shared.errors import LeaseLostError, NotFoundError
 from service.shared.zip_layout import ZipLayout, members_of, reader_of
-from worker import failures, tether
-from worker.failures import Failure
-from worker.lease import Lease
+from worker import tether
+from worker.failures import WorkError
 from worker.model_files import fetch_model
 from worker.supervisor import scrubbed
+from worker.work import WorkRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from service.shared.db.models import Export, Model
-    from service.shared.settings import Settings
-    from service.shared.storage import Storage, StoredFile
-    from service.shared.unit_of_work import Database
-    from worker.workspace import Workspace
-
-log = structlog.get_logger(__name__)
+    from service.shared.db.repositories.models import ExportRepository
+    from service.shared.unit_of_work import UnitOfWork
+    from worker.lease import Lease
+    from worker.work import Me, Places
 
 COMMAND = (sys.executable, "-m", "sam3_lora.cli")
 TICK_S = 0.1
 SAID_BYTES = 4000  # of the command's last words, for the error
 
 
-class _DrainingError(Exception):
-    """The worker shuts down before the export is made."""
-
-
-class _ExportError(Exception):
-    """The command failed; the text is what it said."""
-
-
-class ExportRunner:
+class ExportRunner(WorkRunner["Export"]):
     """Makes the exports that one CPU worker claims, one at a time."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        storage: Storage,
-        workspace: Workspace,
-        *,
-        worker_id: str,
-        is_draining: Callable[[], bool],
-        command: tuple[str, ...] = COMMAND,
-    ) -> None:
+    noun = "export"
+
+    def __init__(self, *places: *Places, command: tuple[str, ...] = COMMAND, **me: Unpack[Me]) -> None:
         """`command`: the training library's command line."""
-        self._settings = settings
-        self._database = database
-        self._storage = storage
-        self._workspace = workspace
-        self._worker_id = worker_id
-        self._is_draining = is_draining
+        super().__init__(*places, **me)
         self._command = command
 
-    def run_next(self) -> bool:
-        """Claim the oldest export that is due and make it; False if there is none."""
-        claimed_at = time.monotonic()
-        with self._database.write() as unit:
-            export = unit.exports.claim(self._worker_id)
-        if export is None:
-            return False
-        with structlog.contextvars.bound_contextvars(export_id=export.id, epoch=export.epoch):
-            try:
-                with Lease(lambda: self._beat(export), self._settings, claimed_at=claimed_at, name=export.id) as lease:
-                    self._make_and_finish(export, lease)
-            except LeaseLostError as error:
-                log.warning("lease_lost", error=error.message)
-        return True
+    def _rows(self, unit: UnitOfWork) -> ExportRepository:
+        return unit.exports
 
-    def _beat(self, export: Export) -> None:
-        with self._database.write() as unit:
-            unit.exports.heartbeat(export.id, export.epoch)
-
-    def _make_and_finish(self, export: Export, lease: Lease) -> None:
-        try:
-            with self._workspace.attempt(export.id) as folder:
-                stored, filename = self._make(export, lease, folder)
-        except (LeaseLostError, NotFoundError):  # a model that was deleted took its exports along
-            raise LeaseLostError(f"the lease of {export.id} was lost") from None
-        except _DrainingError:
-            lease.insist(lambda: self._give_back(export))
-        except _ExportError as error:
-            failure = Failure("export_failed", str(error), "The adapter may not fit this form.")
-            lease.insist(lambda: self._fail(export, failure))
-        except Exception as error:  # the edge of an export: whatever happened is its error, and the worker goes on
-            log.exception("export_failed")
-            failure = failures.of_exception(error)
-            lease.insist(lambda: self._fail(export, failure))
-        else:
-            lease.insist(lambda: self._succeed(export, stored, filename))
-
-    def _make(self, export: Export, lease: Lease, folder: Path) -> tuple[StoredFile, str]:
-        def check() -> None:
-            lease.check()
-            if self._is_draining():
-                raise _DrainingError
-
+    def _make(self, export: Export, folder: Path, lease: Lease) -> dict[str, Any]:
+        check = partial(self._check, lease)
         with self._database.read() as unit:
             model = unit.models.get(export.model_id)
         fetch_model(model, self._storage, folder / "adapter", on_chunk=check)
         file = self._merged(model, folder, check) if export.format == "merged" else self._peft(model, folder, check)
         key = f"exports/{export.id}/e{export.epoch}/{file.name}"
-        return self._storage.put_file(key, file, on_chunk=check), file.name
+        stored = self._storage.put_file(key, file, on_chunk=check)
+        return {
+            "filename": file.name,
+            "size_bytes": stored.size_bytes,
+            "sha256": stored.sha256,
+            "storage_key": stored.key,
+        }
 
     def _merged(self, model: Model, folder: Path, check: Callable[[], None]) -> Path:
         output = folder / f"{model.id}-merged.safetensors"
@@ -140,7 +83,7 @@ class ExportRunner:
         """Run the command to its end.
 
         Raises:
-            _ExportError: if it fails or takes too long.
+            WorkError: if it fails or takes too long.
         """
         said = folder / "said"
         deadline = time.monotonic() + self._settings.export_timeout_s
@@ -158,7 +101,7 @@ class ExportRunner:
             while (status := process.poll()) is None:
                 check()
                 if time.monotonic() > deadline:
-                    raise _ExportError(f"not made within {self._settings.export_timeout_s:g} s")
+                    raise _failed(f"not made within {self._settings.export_timeout_s:g} s")
                 time.sleep(TICK_S)
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -166,23 +109,8 @@ class ExportRunner:
             process.wait()
         if status != 0:
             words = " ".join(said.read_bytes()[-SAID_BYTES:].decode(errors="replace").replace(str(folder), "").split())
-            raise _ExportError(words or f"the command ended with status {status}")
+            raise _failed(words or f"the command ended with status {status}")
 
-    def _succeed(self, export: Export, stored: StoredFile, filename: str) -> None:
-        with self._database.write() as unit:
-            unit.exports.succeed(
-                export.id,
-                export.epoch,
-                filename=filename,
-                size_bytes=stored.size_bytes,
-                sha256=stored.sha256,
-                storage_key=stored.key,
-            )
 
-    def _fail(self, export: Export, failure: Failure) -> None:
-        with self._database.write() as unit:
-            unit.exports.fail(export.id, export.epoch, failure.to_dict())
-
-    def _give_back(self, export: Export) -> None:
-        with self._database.write() as unit:
-            unit.exports.give_back(export.id, export.epoch)
+def _failed(reason: str) -> WorkError:
+    return WorkError("export_failed", reason, "The adapter may not fit this form.")

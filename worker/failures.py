@@ -48,12 +48,16 @@ class Failure:
         return asdict(self)
 
 
-class SourceError(Exception):
-    """A dataset could not be brought here from where it lies."""
+class WorkError(Exception):
+    """Work that cannot be done, and how it fails."""
 
     def __init__(self, code: str, message: str, hint: str = "", *, retryable: bool = False) -> None:
         super().__init__(message)
         self.failure = Failure(code, message, hint, retryable)
+
+
+class SourceError(WorkError):
+    """A dataset could not be brought here from where it lies."""
 
 
 def of_exit(returncode: int, error: Event | None) -> Failure:
@@ -75,7 +79,7 @@ def of_exit(returncode: int, error: Event | None) -> Failure:
 
 def of_exception(error: BaseException) -> Failure:
     """The failure behind an exception of the worker itself."""
-    if isinstance(error, SourceError):
+    if isinstance(error, WorkError):
         return error.failure
     if isinstance(error, StorageFullError | service_errors.StorageFullError) or getattr(error, "errno", None) in (
         errno.ENOSPC,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,8 @@ from service.shared.states import DatasetState
 from worker import failures
 from worker.archive import unpacked
 from worker.failures import SourceError
-from worker.lease import Lease
 from worker.sources import fetch_archive
+from worker.work import DrainingError, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,66 +28,30 @@ if TYPE_CHECKING:
 
     from service.shared.db.models import Dataset
     from service.shared.db.repositories.datasets import Pictures
-    from service.shared.settings import Settings
-    from service.shared.storage import Storage
-    from service.shared.unit_of_work import Database
+    from service.shared.unit_of_work import UnitOfWork
     from worker.failures import Failure
-    from worker.workspace import Workspace
+    from worker.lease import Lease
 
 log = structlog.get_logger(__name__)
 
 
-class _DrainingError(Exception):
-    """The worker shuts down before the verdict."""
-
-
-class IngestRunner:
+class IngestRunner(Runner["Dataset"]):
     """Checks the datasets that one CPU worker claims, one at a time."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        storage: Storage,
-        workspace: Workspace,
-        *,
-        worker_id: str,
-        is_draining: Callable[[], bool],
-    ) -> None:
-        self._settings = settings
-        self._database = database
-        self._storage = storage
-        self._workspace = workspace
-        self._worker_id = worker_id
-        self._is_draining = is_draining
+    noun = "dataset"
 
-    def run_next(self) -> bool:
-        """Claim the oldest unchecked dataset and check it; False if none is due."""
-        claimed_at = time.monotonic()
-        with self._database.write() as unit:
-            dataset = unit.datasets.claim(self._worker_id)
-        if dataset is None:
-            return False
-        with structlog.contextvars.bound_contextvars(dataset_id=dataset.id, epoch=dataset.epoch):
-            try:
-                with Lease(
-                    lambda: self._beat(dataset), self._settings, claimed_at=claimed_at, name=dataset.id
-                ) as lease:
-                    self._check_and_finish(dataset, lease)
-            except LeaseLostError as error:
-                log.warning("lease_lost", error=error.message)
-        return True
+    def _claim(self, unit: UnitOfWork) -> Dataset | None:
+        return unit.datasets.claim(self._worker_id)
 
-    def _beat(self, dataset: Dataset) -> None:
-        with self._database.write() as unit:
-            unit.datasets.heartbeat(dataset.id, dataset.epoch)
+    def _renew(self, unit: UnitOfWork, dataset: Dataset) -> None:
+        unit.datasets.heartbeat(dataset.id, dataset.epoch)
 
-    def _check_and_finish(self, dataset: Dataset, lease: Lease) -> None:
+    def _work(self, dataset: Dataset, lease: Lease) -> None:
         try:
-            report, preview = self._check(dataset, lease)
+            report, preview = self._inspect(dataset, lease)
         except LeaseLostError:
             raise
-        except _DrainingError:
+        except DrainingError:
             lease.insist(lambda: self._drain(dataset))
         except Exception as error:  # the edge of a check: whatever happened is its error, and the worker goes on
             log.exception("check_failed")
@@ -98,11 +61,9 @@ class IngestRunner:
             lease.insist(lambda: self._finish(dataset, report, preview))
             log.info("dataset_checked", status=report.status, errors=report.errors, warnings=report.warnings)
 
-    def _check(self, dataset: Dataset, lease: Lease) -> tuple[DatasetReport, Pictures]:
+    def _inspect(self, dataset: Dataset, lease: Lease) -> tuple[DatasetReport, Pictures]:
         def go_on(*_: int) -> None:
-            lease.check()
-            if self._is_draining():
-                raise _DrainingError
+            self._check(lease)
 
         if dataset.storage_key is None and dataset.source is not None:
             dataset = self._fetch(dataset, dataset.source, lease, go_on)

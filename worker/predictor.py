@@ -6,67 +6,39 @@ import contextlib
 import json
 import secrets
 import shutil
-import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
 
-import structlog
-
-from service.shared.errors import LeaseLostError, NotFoundError, StorageError
-from worker import failures, model_process
-from worker.failures import Failure
-from worker.lease import Lease
+from service.shared.errors import NotFoundError, StorageError
+from worker import model_process
+from worker.failures import WorkError
 from worker.model_files import fetch_model
 from worker.model_process import ModelProcess, ModelProcessError
+from worker.work import WorkRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from service.shared.db.models import Prediction
-    from service.shared.settings import Settings
-    from service.shared.storage import Storage, StoredFile
-    from service.shared.unit_of_work import Database
-    from worker.workspace import Workspace
-
-log = structlog.get_logger(__name__)
+    from service.shared.db.repositories.predictions import PredictionRepository
+    from service.shared.unit_of_work import UnitOfWork
+    from worker.lease import Lease
+    from worker.work import Me, Places
 
 KEPT_FOLDERS = 16  # adapters on this machine's disk
 
 
-class _DrainingError(Exception):
-    """The worker shuts down before the answer."""
-
-
-class _RefusedError(Exception):
-    """The model's process answered with an error."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
-class PredictRunner:
+class PredictRunner(WorkRunner["Prediction"]):
     """Answers the predictions that one worker claims, one at a time; a context manager."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        storage: Storage,
-        workspace: Workspace,
-        *,
-        worker_id: str,
-        is_draining: Callable[[], bool],
-        command: tuple[str, ...] = model_process.COMMAND,
-    ) -> None:
+    noun = "prediction"
+
+    def __init__(self, *places: *Places, command: tuple[str, ...] = model_process.COMMAND, **me: Unpack[Me]) -> None:
         """`command`: starts the process that holds the model; options are added to it."""
-        self._settings = settings
-        self._database = database
-        self._storage = storage
-        self._workspace = workspace
-        self._worker_id = worker_id
-        self._is_draining = is_draining
+        super().__init__(*places, **me)
+        settings = self._settings
         options = ["--device", settings.predict_device, "--keep", str(settings.predict_adapters)]
         if settings.checkpoint is not None:
             options += ["--checkpoint", str(settings.checkpoint)]
@@ -83,55 +55,16 @@ class PredictRunner:
         self._resources.close()
 
     def run_next(self) -> bool:
-        """Claim the oldest prediction that is due and answer it; False if there is none."""
-        claimed_at = time.monotonic()
-        with self._database.write() as unit:
-            prediction = unit.predictions.claim(self._worker_id)
-        if prediction is None:
+        has_run = super().run_next()
+        if not has_run:
             self._process.close_if_idle(self._settings.predict_idle_s)
-            return False
-        with structlog.contextvars.bound_contextvars(prediction_id=prediction.id, epoch=prediction.epoch):
-            beat = Lease(lambda: self._beat(prediction), self._settings, claimed_at=claimed_at, name=prediction.id)
-            try:
-                with beat as lease:
-                    self._answer_and_finish(prediction, lease)
-            except LeaseLostError as error:
-                log.warning("lease_lost", error=error.message)
-        return True
+        return has_run
 
-    def _beat(self, prediction: Prediction) -> None:
-        with self._database.write() as unit:
-            unit.predictions.heartbeat(prediction.id, prediction.epoch)
+    def _rows(self, unit: UnitOfWork) -> PredictionRepository:
+        return unit.predictions
 
-    def _answer_and_finish(self, prediction: Prediction, lease: Lease) -> None:
-        try:
-            with self._workspace.attempt(prediction.id) as folder:
-                result, overlay = self._answer(prediction, lease, folder)
-        except (LeaseLostError, NotFoundError):  # a model that was deleted took its predictions along
-            raise LeaseLostError(f"the lease of {prediction.id} was lost") from None
-        except _DrainingError:
-            lease.insist(lambda: self._give_back(prediction))
-        except _RefusedError as error:
-            failure = error.failure
-            lease.insist(lambda: self._fail(prediction, failure))
-        except ModelProcessError as error:
-            failure = Failure("worker_lost", str(error), "Ask again, with a smaller image or fewer prompts.", True)
-            lease.insist(lambda: self._fail(prediction, failure))
-        except Exception as error:  # the edge of a prediction: whatever happened is its error, and the worker goes on
-            log.exception("prediction_failed")
-            failure = failures.of_exception(error)
-            lease.insist(lambda: self._fail(prediction, failure))
-        else:
-            lease.insist(lambda: self._succeed(prediction, result, overlay))
-
-    def _answer(
-        self, prediction: Prediction, lease: Lease, folder: Path
-    ) -> tuple[list[dict[str, Any]], StoredFile | None]:
-        def check() -> None:
-            lease.check()
-            if self._is_draining():
-                raise _DrainingError
-
+    def _make(self, prediction: Prediction, folder: Path, lease: Lease) -> dict[str, Any]:
+        check = partial(self._check, lease)
         adapter = self._adapter(prediction.model_id, check)
         image, result, overlay = folder / "image", folder / "result.json", folder / "overlay.png"
         try:
@@ -150,14 +83,19 @@ class PredictRunner:
             "result": str(result),
             "overlay": str(overlay) if prediction.request["overlay"] else None,
         }
-        answer = self._process.ask(request, timeout_s=self._settings.predict_timeout_s, check=check)
+        try:
+            answer = self._process.ask(request, timeout_s=self._settings.predict_timeout_s, check=check)
+        except ModelProcessError as error:
+            hint = "Ask again, with a smaller image or fewer prompts."
+            raise WorkError("worker_lost", str(error), hint, retryable=True) from error
         if "error" in answer:
-            raise _RefusedError(Failure(**answer["error"]))
-        stored = None
+            raise WorkError(**answer["error"])
+        made: dict[str, Any] = {"result": json.loads(result.read_bytes())}
         if overlay.exists():
             key = f"predictions/{prediction.id}/overlay-{secrets.token_hex(4)}.png"
             stored = self._storage.put_file(key, overlay, on_chunk=check)
-        return json.loads(result.read_bytes()), stored
+            made |= {"overlay_key": stored.key, "overlay_bytes": stored.size_bytes, "overlay_sha256": stored.sha256}
+        return made
 
     def _adapter(self, model_id: str, check: Callable[[], None]) -> Path:
         """The adapter's folder, fetched unless this worker has it."""
@@ -171,22 +109,3 @@ class PredictRunner:
         while len(self._folders) > KEPT_FOLDERS:
             shutil.rmtree(self._folders.popitem(last=False)[1])
         return self._folders[model_id]
-
-    def _succeed(self, prediction: Prediction, result: list[dict[str, Any]], overlay: StoredFile | None) -> None:
-        values: dict[str, Any] = {"result": result}
-        if overlay is not None:
-            values |= {
-                "overlay_key": overlay.key,
-                "overlay_bytes": overlay.size_bytes,
-                "overlay_sha256": overlay.sha256,
-            }
-        with self._database.write() as unit:
-            unit.predictions.succeed(prediction.id, prediction.epoch, **values)
-
-    def _fail(self, prediction: Prediction, failure: Failure) -> None:
-        with self._database.write() as unit:
-            unit.predictions.fail(prediction.id, prediction.epoch, failure.to_dict())
-
-    def _give_back(self, prediction: Prediction) -> None:
-        with self._database.write() as unit:
-            unit.predictions.give_back(prediction.id, prediction.epoch)

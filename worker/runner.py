@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import structlog
 
@@ -21,21 +20,20 @@ from service.shared.states import JobRequest, JobState
 from worker import failures
 from worker.archive import unpacked
 from worker.artifacts import ArtifactPublisher
-from worker.lease import Lease
 from worker.observer import Observer
 from worker.publisher import Publisher
 from worker.supervisor import Ask, Cut, Ending, Limits, Trainer
+from worker.work import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from service.shared.db.models import Job
     from service.shared.settings import Settings
-    from service.shared.storage import Storage
-    from service.shared.unit_of_work import Database
+    from service.shared.unit_of_work import UnitOfWork
     from worker.failures import Failure
-    from worker.workspace import Workspace
+    from worker.lease import Lease
+    from worker.work import Me, Places
 
 log = structlog.get_logger(__name__)
 
@@ -57,58 +55,39 @@ class Outcome:
     peak_memory_bytes: int | None = None
 
 
-class TrainingRunner:
+class TrainingRunner(Runner["Job"]):
     """Runs the jobs that one worker with GPUs claims, one at a time."""
+
+    noun = "job"
 
     def __init__(
         self,
-        settings: Settings,
-        database: Database,
-        storage: Storage,
-        workspace: Workspace,
-        *,
-        worker_id: str,
+        *places: *Places,
         device: str | None,
         gpus: int = 1,
-        is_draining: Callable[[], bool],
         trainer: tuple[str, ...] = TRAINER,
+        **me: Unpack[Me],
     ) -> None:
         """Claim jobs that need at most so many `gpus`.
 
         Args:
             trainer: the command that `--config` and the other arguments of the trainer process are added to.
         """
-        self._settings = settings
-        self._database = database
-        self._storage = storage
-        self._workspace = workspace
-        self._worker_id = worker_id
+        super().__init__(*places, **me)
         self._device = device
         self._gpus = gpus
-        self._is_draining = is_draining
         self._trainer = trainer
 
-    def run_next(self) -> bool:
-        """Claim the best queued job and run it to the end of this attempt; False if none is due."""
-        claimed_at = time.monotonic()
-        with self._database.write() as unit:
-            job = unit.jobs.claim(self._worker_id, self._device, gpus=self._gpus)
-        if job is None:
-            return False
-        with structlog.contextvars.bound_contextvars(job_id=job.id, epoch=job.epoch):
-            lease = Lease(lambda: self._beat(job), self._settings, claimed_at=claimed_at, name=job.id)
-            try:
-                with lease:
-                    outcome = self._attempt(job, lease)
-                    lease.insist(lambda: self._finish(job, outcome))
-                    log.info("attempt_ended", state=outcome.state, reason=outcome.reason)
-            except LeaseLostError as error:
-                log.warning("lease_lost", error=error.message)
-        return True
+    def _claim(self, unit: UnitOfWork) -> Job | None:
+        return unit.jobs.claim(self._worker_id, self._device, gpus=self._gpus)
 
-    def _beat(self, job: Job) -> JobRequest | None:
-        with self._database.write() as unit:
-            return unit.attempts.heartbeat(job.id, job.epoch)
+    def _renew(self, unit: UnitOfWork, job: Job) -> JobRequest | None:
+        return unit.attempts.heartbeat(job.id, job.epoch)
+
+    def _work(self, job: Job, lease: Lease) -> None:
+        outcome = self._attempt(job, lease)
+        lease.insist(lambda: self._finish(job, outcome))
+        log.info("attempt_ended", state=outcome.state, reason=outcome.reason)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         with self._database.write() as unit:

@@ -19,13 +19,14 @@ class Station:
     Idle, it looks again every `poll_interval_s`, so that lost messages cost time, never work.
     """
 
-    def __init__(self, run_next: Callable[[], bool], *, draining: threading.Event, poll_interval_s: float) -> None:
+    def __init__(self, *kinds: Callable[[], bool], draining: threading.Event, poll_interval_s: float) -> None:
         """Nothing is begun once `draining` is set; whoever runs puts its work back then.
 
         Args:
-            run_next: claims and finishes one piece of work; False if nothing is due.
+            kinds: each claims and finishes one piece of work; False if nothing is due. They take turns, so that none
+                keeps the others waiting, however much of it there is.
         """
-        self._run_next = run_next
+        self._kinds = kinds
         self._draining = draining
         self._poll_interval_s = poll_interval_s
         self._busy = threading.Lock()
@@ -58,10 +59,19 @@ class Station:
 
     def _work(self) -> None:
         try:
-            while not self._draining.is_set() and self._run_next():
+            while self._take_turns():
                 pass
         except BaseException:  # a MemoryError that leaves a Celery task stops the worker for good
             log.exception("work_failed")
+
+    def _take_turns(self) -> bool:
+        """One piece of each kind; whether there was any."""
+        found = False
+        for run_next in self._kinds:
+            if self._draining.is_set():
+                return False
+            found |= run_next()
+        return found
 
     def _poll(self) -> None:
         self.ring()

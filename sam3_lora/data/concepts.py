@@ -50,6 +50,26 @@ def find_concepts(dataset: CocoDataset, prompts: Mapping[str, Sequence[str]]) ->
     return [Concept(n, name, tuple(texts), tuple(ids)) for n, (texts, ids, name) in enumerate(merged, start=1)]
 
 
+def shared_concepts(dataset: CocoDataset, prompts: Sequence[Mapping[str, str]]) -> list[list[Concept]]:
+    """The same concepts as each of several models is asked for them, in the order of `prompts`.
+
+    Categories are one concept only where every model is asked for them with the same text (any case).
+
+    Args:
+        prompts: for each model, category name -> text; a category without one is asked by its name.
+    """
+    merged: dict[tuple[str, ...], tuple[list[str], list[Id], str]] = {}  # texts of the models, category ids, name
+    for category in dataset.categories.values():
+        wanted = [each.get(category.name, default_text(category.name)) for each in prompts]
+        texts = [" ".join(text.split()) for text in wanted]
+        _, ids, _ = merged.setdefault(tuple(text.casefold() for text in texts), (texts, [], category.name))
+        ids.append(category.id)
+    return [
+        [Concept(n, name, (texts[model],), tuple(ids)) for n, (texts, ids, name) in enumerate(merged.values(), start=1)]
+        for model in range(len(prompts))
+    ]
+
+
 def training_queries(
     concepts: Sequence[Concept],
     *,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -23,21 +24,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIZE_INCHES = (5.4, 3.5)
+SHORT_NAME = 12  # characters; two fit side by side
 DRAWN_POINTS = 200  # longer curves are drawn as means of several points
 # Placeholders that matplotlib takes for colours, and what the page is given in their place.
 INK, GRID, TUNED, BASE = "#010203", "#010204", "#010205", "#010206"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--line)", TUNED: "var(--tuned)", BASE: "var(--base)"}
 
 
-def plot_precision_recall(curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> str:
-    """SVG with a line each for "tuned" and "base"."""
+def plot_precision_recall(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], names: Mapping[str, str]
+) -> str:
+    """SVG with a line each for "tuned" and "base", which the page calls by these names."""
     figure, axes = _axes("recall: share of the objects that are found", "precision: share that is right")
-    for name, (recall, precision) in curves.items():
-        colour, line = (BASE, "--") if name == "base" else (TUNED, "-")
-        axes.plot(recall, precision, color=colour, linestyle=line, label=f"{name}, mean {precision.mean():.3f}")
+    for role, (recall, precision) in curves.items():
+        colour, line = (BASE, "--") if role == "base" else (TUNED, "-")
+        axes.plot(recall, precision, color=colour, linestyle=line, label=f"{role}, mean {precision.mean():.3f}")
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
-    _legend(axes)
-    return _svg(figure, "pr")
+    _legend(axes, columns=2 if max(map(len, names.values())) <= SHORT_NAME else 1)
+    svg = _svg(figure, "pr")
+    for role, name in names.items():  # afterwards: matplotlib reads formulas, and measures letters that no font has
+        svg = svg.replace(f">{role}, mean", f">{escape(name)}, mean")
+    return svg
 
 
 def plot_loss(points: Sequence[Mapping[str, Any]]) -> str | None:
@@ -100,9 +107,9 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, *, columns: int = 2) -> None:
     """Above the plot, where it hides nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=11)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, labelcolor=INK, fontsize=11)
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that stands alone, base model against tuned model, from the exported files.
+"""The evaluation report: one HTML file that stands alone, base against tuned or any two, from the exported files.
 
 Each model's `truth.json`, `predictions.json` and `evaluation.json` say all but the pixels and how training went.
 Names in them come from whoever made the dataset: the template escapes all of them, and the page runs no script.
@@ -10,7 +10,7 @@ import base64
 import json
 import os
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,30 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.j2"
 LOWER_IS_BETTER = ("IL_FPR", "absent_FPR")
+SHOWN_NAME = 40  # characters
 OTHER_DATA = "The base model was evaluated on other data than the tuned model, so it is left out of this report."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models of which neither need be the other's base. `tuned` is the one that is judged, `base` the measure."""
+
+    base: str
+    """Name of its folder."""
+    tuned: str
+    base_name: str
+    """What the page calls it."""
+    tuned_name: str
+
+    def shown(self) -> dict[str, str]:
+        """Names short enough for the head of a column, and told apart."""
+        names = {"base": self.base_name, "tuned": self.tuned_name}
+        short = {
+            role: name if len(name) <= SHOWN_NAME else f"{name[: SHOWN_NAME - 1]}…" for role, name in names.items()
+        }
+        if short["base"] == short["tuned"]:
+            return {role: f"{letter}: {short[role]}" for role, letter in (("base", "A"), ("tuned", "B"))}
+        return short
 
 
 def write_report(
@@ -39,6 +62,7 @@ def write_report(
     *,
     images: Path,
     title: str,
+    pair: Pair | None = None,
     facts: Mapping[str, str] | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
     metric: str = "segm_mAP",
@@ -49,8 +73,9 @@ def write_report(
     """Write the report to `output`, whole or not at all.
 
     Args:
-        evaluations: folder with `tuned/` and, if the base was evaluated too, `base/`.
+        evaluations: folder with `tuned/` and, if the base was evaluated too, `base/`; of a pair, with their folders.
         images: folder that the truth's `file_name`s are relative to; an image that cannot be read is said to be so.
+        pair: the two models, if they are not a base and what it was tuned to.
         facts: label -> text, shown at the top in this order.
         curves: points of training: "step" with any of "train/loss", "val/<metric>", "base/<metric>".
         metric: the metric of the headline.
@@ -62,9 +87,12 @@ def write_report(
         OSError: if the tuned model's files are missing, or the report cannot be written.
         ValueError: if a file is not what `coco_metrics.evaluate` exports.
     """
+    folders = {"base": "base", "tuned": "tuned"} if pair is None else {"base": pair.base, "tuned": pair.tuned}
+    names = {"base": "base", "tuned": "tuned"} if pair is None else pair.shown()
+    base_folder = evaluations / folders["base"]
     try:
-        tuned = load(evaluations / "tuned")
-        base = load(evaluations / "base") if (evaluations / "base" / "evaluation.json").exists() else None
+        tuned = load(evaluations / folders["tuned"])
+        base = load(base_folder) if (base_folder / "evaluation.json").exists() else None
         notes = list(tuned.evaluation["notes"])
         if base is not None and base.truth != tuned.truth:
             base = None
@@ -72,7 +100,10 @@ def write_report(
         models = {"tuned": tuned} if base is None else {"base": replace(base, kind=tuned.kind), "tuned": tuned}
         pictures = worst_images(models, images, worst, transparent_color)
         context = {
-            **_figures(models, metric),
+            **_figures(models, metric, names),
+            "names": names,
+            "is_pair": pair is not None,
+            "folders": folders,
             "metric": metric,
             "lower_is_better": metric in LOWER_IS_BETTER,
             "title": title,
@@ -91,7 +122,7 @@ def write_report(
     _write_whole(output, _render(context))
 
 
-def _figures(models: Mapping[str, EvaluatedModel], metric: str) -> dict[str, Any]:
+def _figures(models: Mapping[str, EvaluatedModel], metric: str, names: Mapping[str, str]) -> dict[str, Any]:
     """Every number of the page, and the precision-recall curve."""
     tuned, base = models["tuned"], models.get("base")
 
@@ -107,7 +138,7 @@ def _figures(models: Mapping[str, EvaluatedModel], metric: str) -> dict[str, Any
         "absent": change("absent_FPR"),
         "rows": [change(name) for name in tuned.evaluation["metrics"]],
         "categories": _category_rows(models),
-        "pr_svg": _markup(plots.plot_precision_recall(drawn) if drawn else None),
+        "pr_svg": _markup(plots.plot_precision_recall(drawn, names) if drawn else None),
         "probe": _probe_rows(models),
         "some_without_mask": any("segmentation" not in a for a in tuned.truth["annotations"]),
         "nothing_found": not tuned.predictions,

@@ -1,10 +1,8 @@
 """The trainer process that a worker starts: `python -m sam3_lora.training.process --config FILE ...`.
 
-stdin    lease: one byte after each renewal; silence longer than --lease-timeout, or EOF, ends the process
-         at once (exit 12), so that no two trainers of a job ever run together
-stdout   one event per line (`sam3_lora.events`); everything else that prints goes to stderr
+Standard streams and exit codes are those of `sam3_lora.child`.
+
 SIGTERM  save a checkpoint and leave (exit 11)      SIGUSR1  finish early and well (exit 0)
-exit     0 done, 2 configuration, 10 failed with an `error` event, 11 interrupted, 12 lease lost
 
 With `--processes N` it starts the others of a distributed run itself (`training.launch`) and stands for all of them.
 """
@@ -15,17 +13,15 @@ import argparse
 import json
 import logging
 import os
-import select
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sam3_lora.child import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, begin, error_event
 from sam3_lora.config import RunConfig, parse
 from sam3_lora.errors import ConfigError, Sam3LoraError
-from sam3_lora.events import Event, EventType, Level
+from sam3_lora.events import Event, EventType
 from sam3_lora.training import launch
 from sam3_lora.training.launch import Crew
 
@@ -33,33 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from sam3_lora.child import LineReporter
     from sam3_lora.training.run import Stop
 
 log = logging.getLogger(__name__)
-
-EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LEASE_LOST = 2, 10, 11, 12
-
-
-class LineReporter:
-    """Writes events to a file descriptor, one JSON line each, from any thread."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
-        self._lock = threading.RLock()
-        self._is_open = True
-
-    def __call__(self, event: Event) -> None:
-        with self._lock:
-            if self._is_open:
-                self._file.write(event.to_line() + "\n")
-
-    def close_with(self, event: Event) -> bool:
-        """Write the last event, unless another thread has done so; whatever is reported later is dropped."""
-        with self._lock:
-            was_open = self._is_open
-            self(event)
-            self._is_open = False
-        return was_open
 
 
 class StopSignals:
@@ -89,12 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     if options.leader is not None:
         launch.follow(options.leader)
-    elif options.lease_timeout is not None:
-        threading.Thread(target=_watch_lease, args=(options.lease_timeout,), daemon=True).start()
-    events = os.dup(1)
-    os.dup2(2, 1)  # libraries that print must not write between the events
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    reporter = LineReporter(events)
+    reporter = begin(options.lease_timeout if options.leader is None else None)
     stop: Callable[[], Stop | None] = StopSignals() if options.leader is None else lambda: None
 
     def fail(error: Event) -> None:
@@ -106,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         with Crew(options.processes if options.leader is None else 1, on_failure=fail) as crew:
             return _run(config, options.resume, reporter, stop, crew)
     except (OSError, ValueError, ConfigError) as error:
-        reporter.close_with(_error_event(error))
+        reporter.close_with(error_event(error))
         return EXIT_CONFIG
 
 
@@ -139,7 +107,7 @@ def _fail(error: Exception, reporter: LineReporter, crew: Crew) -> None:
     """Tell the error of the run, unless it is the consequence of another process's, and let the others go."""
     if not isinstance(error, Sam3LoraError):
         crew.let_others_fail_first()
-    reporter.close_with(_error_event(error))
+    reporter.close_with(error_event(error))
     crew.dismiss(0)
     crew.exit_soon(EXIT_FAILED)
 
@@ -157,26 +125,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.processes > 1 and options.leader is None and "WORLD_SIZE" in os.environ:
         parser.error("--processes is for a process that torchrun did not start")
     return options
-
-
-def _error_event(error: Exception) -> Event:
-    if isinstance(error, Sam3LoraError):
-        data: dict[str, Any] = {"code": error.code, "hint": error.hint, "retryable": error.retryable}
-        if isinstance(error, ConfigError):
-            data["errors"] = error.errors
-        return Event(EventType.ERROR, error.message, data, Level.ERROR)
-    text = f"{type(error).__name__}: {error}"
-    return Event(EventType.ERROR, text, {"code": "internal", "hint": "", "retryable": True}, Level.ERROR)
-
-
-def _watch_lease(timeout_s: float) -> None:
-    """Exit when no byte came for `timeout_s` on the monotonic clock, or at the end of stdin."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        ready, _, _ = select.select([0], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready or not os.read(0, 4096):
-            os._exit(EXIT_LEASE_LOST)  # at once: no handler, no flush may keep it alive
-        deadline = time.monotonic() + timeout_s
 
 
 if __name__ == "__main__":

@@ -93,6 +93,13 @@ class DatasetInUseError(ConflictError):
     title = "Dataset in use"
 
 
+class DatasetNotReadyError(ConflictError):
+    """The dataset is still being checked; wait for its end, then repeat the request."""
+
+    code = "dataset_not_ready"
+    title = "Dataset not ready"
+
+
 class JobInUseError(ConflictError):
     """Another job still needs this one's checkpoints."""
 

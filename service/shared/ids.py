@@ -6,7 +6,7 @@ from typing import Literal
 
 import uuid_utils
 
-Prefix = Literal["job", "ds", "ckpt", "evt", "req", "worker", "upload", "part", "model", "exp", "pred", "sweep"]
+Prefix = Literal["job", "ds", "ckpt", "evt", "req", "worker", "upload", "part", "model", "exp", "pred", "cmp", "sweep"]
 
 
 def new_id(prefix: Prefix) -> str:

@@ -33,6 +33,7 @@ class Task(StrEnum):
     """Celery tasks; each takes one argument, the id of what it was rung for."""
 
     TRAIN = "worker.train"
+    COMPARE = "worker.compare"
     INGEST = "worker.ingest"
     ESTIMATE = "worker.estimate"
     EXPORT = "worker.export"
@@ -46,6 +47,7 @@ class Task(StrEnum):
 
 QUEUES = {
     Task.TRAIN: "gpu",
+    Task.COMPARE: "gpu",
     Task.INGEST: "cpu",
     Task.ESTIMATE: "cpu",
     Task.EXPORT: "cpu",

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     terminate_grace_s: float = Field(20, gt=0)
     """Seconds a trainer gets after SIGTERM to save a checkpoint before it is killed."""
     no_progress_timeout_s: float = Field(1800, gt=0)
-    """Seconds without any event from a trainer after which it is ended as hung."""
+    """Seconds without any event from a trainer, or from a comparison, after which it is ended as hung."""
     poll_interval_s: float = Field(30, gt=0)
     """Seconds between an idle worker's looks into the database, which find work without a broker."""
     reconcile_interval_s: float = Field(5, gt=0)
@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     ingest_max_attempts: int = Field(3, ge=1, le=100)
     """Attempts to check an uploaded dataset before it fails."""
     work_max_attempts: int = Field(2, ge=1, le=100)
-    """Attempts at a prediction or an export before it fails."""
+    """Attempts at a prediction, an export or a comparison before it fails."""
 
     max_upload_bytes: int = Field(20 * GIB, ge=1)
     """Largest dataset archive, in bytes."""

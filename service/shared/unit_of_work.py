@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy.orm import Session
 
 from service.shared.db.migrate import open_engine
-from service.shared.db.models import Export, Prediction
+from service.shared.db.models import Comparison, Export, Prediction
 from service.shared.db.repositories.artifacts import ArtifactRepository
 from service.shared.db.repositories.attempts import AttemptRepository
 from service.shared.db.repositories.checkpoints import CheckpointRepository
+from service.shared.db.repositories.comparisons import ComparisonRepository
 from service.shared.db.repositories.datasets import DatasetRepository
 from service.shared.db.repositories.estimates import EstimateRepository
 from service.shared.db.repositories.events import EventRepository
@@ -60,6 +61,7 @@ class UnitOfWork:
         self.models = ModelRepository(session, clock)
         self.exports = ExportRepository(session, clock, retry, Export, settings.work_max_attempts)
         self.predictions = PredictionRepository(session, clock, retry, Prediction, settings.work_max_attempts)
+        self.comparisons = ComparisonRepository(session, clock, retry, Comparison, settings.work_max_attempts)
         self.sweeps = SweepRepository(session, clock)
         self.workers = WorkerRepository(session, clock)
         self.estimates = EstimateRepository(session, clock)

@@ -18,7 +18,7 @@ from service.shared.storage import StoredFile
 from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from service.shared.settings import Settings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from service.shared.unit_of_work import Database, UnitOfWork
 
 MAX_NAME = 200
-JOBS_NAMED = 10
+USERS_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,26 @@ def delete_dataset(unit: UnitOfWork, dataset_id: str) -> None:
 
     Raises:
         NotFoundError: if there is none.
-        DatasetInUseError: if jobs that have not ended need it; names them.
+        DatasetInUseError: if jobs or comparisons that have not ended need it; names them.
     """
     unit.datasets.get(dataset_id, lock=True)
-    jobs = unit.jobs.unfinished_on(dataset_id, limit=JOBS_NAMED + 1)
+    jobs = unit.jobs.unfinished_on(dataset_id, limit=USERS_NAMED + 1)
     if jobs:
-        named = ", ".join(jobs[:JOBS_NAMED]) + (" and more" if len(jobs) > JOBS_NAMED else "")
         raise DatasetInUseError(
-            f"Dataset {dataset_id} is needed by jobs that have not ended: cancel {named} first, or wait for their end."
+            f"Dataset {dataset_id} is needed by jobs that have not ended: cancel {_named(jobs)} first, or wait for "
+            "their end."
+        )
+    comparisons = unit.comparisons.unfinished_on(dataset_id, limit=USERS_NAMED + 1)
+    if comparisons:
+        raise DatasetInUseError(
+            f"Dataset {dataset_id} is needed by comparisons that have not ended: delete {_named(comparisons)} first, "
+            "or wait for their end."
         )
     unit.datasets.mark_deleted(dataset_id)
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:USERS_NAMED]) + (" and more" if len(ids) > USERS_NAMED else "")
 
 
 def _uploaded(unit: UnitOfWork, upload_id: str) -> tuple[StoredFile, str]:

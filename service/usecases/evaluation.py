@@ -43,15 +43,11 @@ class CategoryChange:
 
 
 @dataclass(frozen=True)
-class JobEvaluation:
-    """`base` and `tuned` are the data of `evaluation` events: the base's, and that of the best checkpoint."""
+class Measured:
+    """Two models on the same images: what was measured of each, None where nothing was."""
 
-    status: Literal["pending", "running", "complete"]
-    metric: str
     base: dict[str, Any] | None
     tuned: dict[str, Any] | None
-    history: list[dict[str, Any]]
-    """Every validation of the tuned model, by epoch."""
 
     @property
     def metrics(self) -> dict[str, Change]:
@@ -73,6 +69,16 @@ class JobEvaluation:
         """Why figures are null, each reason once."""
         found = [note for model in (self.tuned, self.base) if model for note in model.get("notes", [])]
         return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class JobEvaluation(Measured):
+    """`base` and `tuned` are the data of `evaluation` events: the base's, and that of the best checkpoint."""
+
+    status: Literal["pending", "running", "complete"]
+    metric: str
+    history: list[dict[str, Any]]
+    """Every validation of the tuned model, by epoch."""
 
 
 def get_evaluation(unit: UnitOfWork, job_id: str) -> JobEvaluation:

@@ -163,10 +163,15 @@ def usable_datasets(datasets: Mapping[str, Dataset], user: OnDatasets) -> list[D
             faults = [fault("/validation_dataset_id", "same_dataset", message)]
             raise InvalidRequestError(f"validation_dataset_id is dataset_id: {message}", errors=faults)
         pointers[user.validation_dataset_id] = "/validation_dataset_id"
-    return [_usable(datasets, dataset_id, pointer) for dataset_id, pointer in pointers.items()]
+    return [usable_dataset(datasets, dataset_id, pointer) for dataset_id, pointer in pointers.items()]
 
 
-def _usable(datasets: Mapping[str, Dataset], dataset_id: str, pointer: str) -> Dataset:
+def usable_dataset(datasets: Mapping[str, Dataset], dataset_id: str, pointer: str) -> Dataset:
+    """One of the datasets, which `pointer` into the request names.
+
+    Raises:
+        InvalidRequestError, DatasetInvalidError: as `usable_datasets`.
+    """
     dataset = datasets.get(dataset_id)
     if dataset is None:
         faults = [fault(pointer, "dataset_not_found", "no such dataset")]

@@ -35,6 +35,22 @@ def get_usable_model(unit: UnitOfWork, settings: Settings, model_id: str) -> Mod
     return model
 
 
+def delete_model(unit: UnitOfWork, model_id: str) -> None:
+    """Delete the model with its exports and predictions. Comparisons that have ended stay; others fail.
+
+    Raises:
+        NotFoundError: if there is no such model.
+    """
+    unit.models.delete(model_id)
+    error = {
+        "code": "model_deleted",
+        "message": f"Model {model_id} was deleted before it was measured.",
+        "hint": "Compare models that are there.",
+        "retryable": False,
+    }
+    unit.comparisons.fail_unfinished(model_id, error)
+
+
 def find_export(unit: UnitOfWork, settings: Settings, model_id: str, form: str) -> Export | None:
     """What has been made, or is being made, of the model; None where it must be requested (again).
 

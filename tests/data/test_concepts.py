@@ -3,7 +3,7 @@ import pytest
 
 from sam3_lora.coco.schema import Category, CocoDataset
 from sam3_lora.config import DatasetOptions
-from sam3_lora.data.concepts import default_text, find_concepts, training_queries
+from sam3_lora.data.concepts import default_text, find_concepts, shared_concepts, training_queries
 
 
 def dataset(*names: str) -> CocoDataset:
@@ -76,3 +76,14 @@ def test_negatives_are_drawn_by_the_generator_alone():
     first, again, other = (queries(concepts, [1], {1}, seed=s, negatives_per_image=4) for s in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_several_models_are_asked_for_the_same_concepts_each_in_its_own_words():
+    own = {"b": "steel bolt", "c": "Steel  Bolt"}
+    first, second = shared_concepts(dataset("a", "b", "c", "A"), [own, {}])
+    assert [c.texts for c in first] == [("a",), ("steel bolt",), ("Steel Bolt",)]
+    assert [c.texts for c in second] == [("a",), ("b",), ("c",)]
+    assert [(c.number, c.name, c.category_ids) for c in first] == [(1, "a", (1, 4)), (2, "b", (2,)), (3, "c", (3,))]
+    assert [(c.number, c.name, c.category_ids) for c in second] == [(c.number, c.name, c.category_ids) for c in first]
+    (alone,) = shared_concepts(dataset("a", "b", "c", "A"), [own])
+    assert alone == find_concepts(dataset("a", "b", "c", "A"), {name: [text] for name, text in own.items()})

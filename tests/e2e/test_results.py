@@ -113,6 +113,43 @@ def test_evaluation_report_and_samples_are_there(client: Client, jobs: list[dict
     assert any("absent_FPR" in note for note in client.http.get(short["urls"]["evaluation"]).json()["notes"])
 
 
+def test_two_models_are_compared_as_the_command_line_does(
+    client: Client, adapters: dict[str, Path], archive: Path, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from sam3_lora.cli import app
+
+    first, second = adapters
+    body = {"dataset_id": client.dataset(), "models": [first, second], "max_images": 2}
+    created = client.http.post("/v1/comparisons", json=body)
+    assert created.status_code == 201, created.text
+    url = created.headers["location"]
+    wait_until(lambda: client.http.get(url).json()["is_terminal"], timeout_s=180)
+    found = client.http.get(url).json()
+    assert (found["status"], found["error"]) == ("succeeded", None)
+    assert found["progress"] == {"images_done": 4, "images_total": 4}
+    zipfile.ZipFile(archive).extractall(tmp_path)
+    place = ["--images", tmp_path / "valid", "--annotations", tmp_path / "valid" / "_annotations.coco.json"]
+    models = ["--adapter", adapters[second], "--against", adapters[first], "--max-images", 2, "--json"]
+    done = CliRunner().invoke(app, ["evaluate", *map(str, place), *map(str, models)])
+    assert done.exit_code == 0, done.output
+    expected = json.loads(done.stdout)
+    for row in found["result"]["metrics"]:
+        values = [expected[key]["metrics"][row["metric"]] for key in ("against", "tuned")]
+        assert row["values"] == [None if value is None else pytest.approx(value, abs=1e-5) for value in values], row
+    assert [row["name"] for row in found["result"]["per_category"]] == ["heart", "cross"]
+    files = {(file["model"], file["name"]): client.http.get(file["url"]) for file in found["result"]["files"]}
+    assert len(files) == 6
+    assert files[first, "truth.json"].content == files[second, "truth.json"].content
+    assert len(files[first, "truth.json"].json()["images"]) == 2
+    page = client.http.get(found["urls"]["report"]).text
+    assert f"<h1>{found['name']}</h1>" in page
+    assert second in page
+    assert client.http.delete(url).status_code == 204
+    assert client.http.get(url).status_code == 404
+
+
 def test_each_model_answers_what_the_command_line_does(
     client: Client, adapters: dict[str, Path], image: bytes, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sam3_lora.evaluation import curves, matching, report
 from sam3_lora.evaluation.coco_metrics import NO_MASKS
-from sam3_lora.evaluation.report import write_report
+from sam3_lora.evaluation.report import Pair, write_report
 
 WIDTH, HEIGHT = 100, 60
 BOXES = [(5, 5, 20, 20), (40, 5, 20, 20), (70, 30, 20, 20)]
@@ -376,6 +376,42 @@ def test_no_name_becomes_markup(tmp_path: Path):
         if re.search("[<>&]", name):
             assert name not in page.source
     assert re.search(r"<text[^>]*>&lt;script&gt;\$x\$</text>", page.source)
+
+
+@pytest.mark.parametrize(("value", "says"), [(0.5, "new is better than old"), (0.0, "new is worse than old")])
+def test_two_models_are_called_by_their_names(tmp_path: Path, value: float, says: str):
+    data = Data(tmp_path)
+    data.model("0", data.found(1, BOXES[0]))
+    data.model("1", data.found(1, *BOXES), metrics={**METRICS, "segm_mAP": value})
+    page = data.write(title="new against old", pair=Pair("0", "1", "old", "new"))
+    assert f"{says} by 0.250 on 4 images." in page.text
+    assert page.rows["metrics"][0][1:4] == ["old", "new", "Difference"]
+    assert page.rows["metrics"][1][1:3] == ["0.250", f"{value:.3f}"]
+    assert page.rows["categories"][0][2:4] == ["old", "new"]
+    assert ">old, mean" in page.source
+    assert ">new, mean" in page.source
+    assert '"evaluation/1/truth.json"' in page.text
+    assert not re.search(r"\b([Bb]ase|[Tt]un(ed|ing)) (model|helped|changed)", page.text)
+    assert {str(image["alt"]).partition(" found")[0].rpartition(" with what ")[2] for image in page.images} >= {
+        "old",
+        "new",
+    }
+
+
+def test_names_of_models_may_be_alike_long_or_hostile(tmp_path: Path):
+    data = Data(tmp_path)
+    for folder in ("0", "1"):
+        data.model(folder, data.found(1, *BOXES))
+    alike = data.write(pair=Pair("0", "1", "x" * 60 + "1", "x" * 60 + "2"))
+    shown = alike.rows["metrics"][0][1:3]
+    assert [name[:4] for name in shown] == ["A: x", "B: x"]
+    for name in HOSTILE:
+        page = data.write(pair=Pair("0", "1", name, "_plain"))
+        assert page.rows["metrics"][0][2] == "_plain"
+        assert not {tag for tag, _ in page.tags} & {"script", "marquee", "object", "base"}
+        assert len(re.findall(r">[^<>]*, mean \d", page.source)) == 2
+        if re.search("[<>&]", name):
+            assert name not in page.source
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing(data: Data):

@@ -122,7 +122,7 @@ def empty(settings: Settings) -> None:
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
     engine.dispose()
-    kept = ("datasets", "uploads", "jobs", "exports", "predictions")
+    kept = ("datasets", "uploads", "jobs", "exports", "predictions", "comparisons")
     for folder in (*(settings.storage_dir / name for name in kept), settings.staging_dir):
         shutil.rmtree(folder, ignore_errors=True)
 

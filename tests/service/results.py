@@ -13,12 +13,15 @@ from service.shared.db.repositories.checkpoints import CheckpointManifest
 from service.shared.db.repositories.events import NewEvent
 from service.shared.states import JobState
 from service.shared.zip_layout import ZipLayout, members_of, reader_of
-from tests.service.conftest import add_job
+from service.usecases.comparisons import ComparisonSpec, create_comparison
+from tests.service.conftest import add_dataset, add_job
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from service.shared.db.models import Job
+    from service.shared.settings import Settings
     from service.shared.storage import Storage
     from service.shared.unit_of_work import Database
 
@@ -86,3 +89,40 @@ def image_bytes(size: tuple[int, int] = (60, 40), form: str = "PNG", **options: 
     buffer = io.BytesIO()
     Image.new("RGB", size, (200, 30, 30)).save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def add_comparison(database: Database, settings: Settings, models: Sequence[str], **values: Any) -> str:
+    """Id of a new comparison, queued."""
+    spec = {"name": None, "split": None, "max_images": None, "metric": "segm_mAP"} | values
+    if "dataset_id" not in spec:
+        spec["dataset_id"] = add_dataset(database)
+    with database.write() as unit:
+        return create_comparison(unit, settings, ComparisonSpec(models=models, **spec)).id
+
+
+def finish_comparison(database: Database, storage: Storage, folder: Path, values: tuple[float | None, ...]) -> str:
+    """Id of the oldest comparison that is due, made to succeed with these `segm_mAP`s."""
+    with database.write() as unit:
+        held = unit.comparisons.claim("w-1")
+    assert held is not None
+    evaluations = [
+        {
+            "metrics": {"segm_mAP": value, "absent_FPR": 0.25 * number},
+            "per_category": [{"ids": [1], "name": "bolt", "segm_mAP": value, "bbox_mAP": None}],
+            "images": 4,
+            "notes": ["no masks"] if value is None else [],
+            "absent_prompts": [{"prompt": "giraffe", "false_alarms": number, "images": 4}],
+        }
+        for number, value in enumerate(values)
+    ]
+    files = {}
+    for name in (
+        "report.html",
+        *(f"{n}/{part}.json" for n in (0, 1) for part in ("truth", "predictions", "evaluation")),
+    ):
+        (folder / "file").write_text(f"{name} of {held.id}")
+        files[name] = storage.put_file(f"comparisons/{held.id}/e{held.epoch}/{name}", folder / "file")
+    with database.write() as unit:
+        result = {"split": "validation", "evaluations": evaluations}
+        unit.comparisons.succeed(held.id, held.epoch, files=files, result=result, images_done=8, images_total=8)
+    return held.id

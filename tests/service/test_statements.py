@@ -9,7 +9,7 @@ from sqlalchemy import event
 
 from service.shared.states import DatasetState
 from tests.service.conftest import Api, add_dataset, add_job
-from tests.service.results import add_model
+from tests.service.results import add_comparison, add_model, finish_comparison
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,13 +34,17 @@ def statements(api: Api, path: str, items: int) -> int:
     return len(seen)
 
 
-@pytest.mark.parametrize("listed", ["datasets", "jobs", "models"])
+@pytest.mark.parametrize("listed", ["datasets", "jobs", "models", "comparisons"])
 def test_a_list_takes_the_same_statements_however_long(api: Api, tmp_path: Path, listed: str) -> None:
     counts = []
     for count in (FEW, MANY):
         while len(api.client.get(f"/v1/{listed}?limit=100").json()["data"]) < count:
             if listed == "models":
                 add_model(api.database, api.storage, tmp_path)
+            elif listed == "comparisons":
+                model_id = add_model(api.database, api.storage, tmp_path)
+                add_comparison(api.database, api.settings, ("sam3-tiny", model_id))
+                finish_comparison(api.database, api.storage, tmp_path, (0.25, 0.5))
             else:
                 add_job(api.database, add_dataset(api.database, DatasetState.READY))
         counts.append(statements(api, f"/v1/{listed}?limit={count}", count))

@@ -144,6 +144,47 @@ def test_evaluate_gives_the_figures_of_the_run(make_config, drawn: Path, tmp_pat
     assert "none.json" in nothing.output.replace("\n", "")
 
 
+def test_two_models_are_measured_side_by_side(make_config, drawn: Path, tmp_path: Path):
+    """Each as if alone, asked in its own words, on the same truth; a base borrows the words of the other."""
+    short = {"training": {"max_steps": 1, "learning_rate": 0.02}, "evaluation": {"baseline": False}}
+    for name, dataset in (("old", {}), ("new", {"prompts": {"heart": ["giraffe heart"]}})):
+        train(make_config(name, dataset=dataset, **short))
+    old, new = (tmp_path / name / "checkpoints" / "best" for name in ("old", "new"))
+    place = ["--images", drawn / "valid", "--annotations", drawn / "valid" / ANNOTATIONS, "--json"]
+    alone = {
+        adapter: json.loads(run("evaluate", *place, "--adapter", adapter, "--export", adapter / "e").stdout)
+        for adapter in (old, new)
+    }
+    done = run("evaluate", *place, "--adapter", new, "--against", old, "--export", tmp_path / "both")
+    assert done.exit_code == 0, done.output
+    both = json.loads(done.stdout)
+    assert list(both) == ["against", "tuned"]
+    for key, adapter in (("against", old), ("tuned", new)):
+        assert without_probe(both[key]) == without_probe(alone[adapter]["tuned"])
+        assert "giraffe" not in [row["prompt"] for row in both[key]["absent_prompts"]]  # a word that one is asked with
+        for file in ("truth.json", "predictions.json"):
+            assert (tmp_path / "both" / key / file).read_bytes() == (adapter / "e" / "tuned" / file).read_bytes()
+    files = {
+        name: [(tmp_path / "both" / key / name).read_bytes() for key in both]
+        for name in ("truth.json", "predictions.json")
+    }
+    assert files["truth.json"][0] == files["truth.json"][1]
+    assert files["predictions.json"][0] != files["predictions.json"][1]
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert f"<h1>{new} against {old}</h1>" in page
+    assert "tuned model" not in page
+    against_base = json.loads(run("evaluate", *place, "--adapter", new, "--against", "sam3-tiny").stdout)
+    assert against_base == {"against": alone[new]["base"], "tuned": alone[new]["tuned"]}
+    missing = run("evaluate", *place, "--adapter", new, "--against", tmp_path / "none")
+    assert missing.exit_code == 1
+    assert "adapter_config.json" in missing.output.replace("\n", "")
+
+
+def without_probe(evaluation: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: value for name, value in evaluation["metrics"].items() if name != "absent_FPR"}
+    return {**evaluation, "metrics": metrics, "absent_prompts": []}
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_merged_weights_load_into_the_stock_loader(make_config, tmp_path: Path, suffix: str, capsys):
     config = make_config(training={"max_steps": 2, "learning_rate": 0.01}, evaluation={"baseline": False})

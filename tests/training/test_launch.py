@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sam3_lora import child
 from sam3_lora.events import Event, EventType
-from sam3_lora.training import process
 from tests.training.trainers import LEASE_S, Trainer
 
 TWO = ("--processes", "2")
@@ -56,7 +56,7 @@ def test_sigterm_to_the_leader_saves_for_all(start, make_config):
     follower.send_signal(signal.SIGTERM)  # means nothing: the leader is asked, not the others
     follower.send_signal(signal.SIGUSR1)
     trainer.process.send_signal(signal.SIGTERM)
-    assert trainer.end() == process.EXIT_INTERRUPTED, trainer.log
+    assert trainer.end() == child.EXIT_INTERRUPTED, trainer.log
     [saved] = [e for e in trainer.events if e.type is EventType.CHECKPOINT and e.data["kind"] == "interrupt"]
     assert (config.output.dir / saved.data["folder"] / "training_state.pt").is_file()
     assert not follower.is_running()
@@ -75,7 +75,7 @@ def test_a_killed_follower_fails_the_run_at_once(start):
     trainer.until(trained)
     [follower] = followers(trainer)
     follower.kill()
-    assert trainer.end(QUICK_S) == process.EXIT_FAILED
+    assert trainer.end(QUICK_S) == child.EXIT_FAILED
     [error] = [event for event in trainer.events if event.type is EventType.ERROR]
     assert "rank 1 was killed (SIGKILL)" in error.message
     assert (error.data["code"], error.data["retryable"]) == ("internal", True)
@@ -101,7 +101,7 @@ if os.environ.get("RANK", "0") == "{rank}":
 )
 def test_the_error_of_the_process_that_failed_is_that_of_the_run(start, rank: int, error: str, code: str, said: str):
     trainer = start(*TWO, first=FAILING.format(rank=rank, error=error))
-    assert trainer.end() == process.EXIT_FAILED
+    assert trainer.end() == child.EXIT_FAILED
     [told] = [event for event in trainer.events if event.type is EventType.ERROR]
     assert (told.data["code"], told.message) == (code, said)
     assert f"{'[rank 1] ' if rank else ''}Traceback" in trainer.log
@@ -122,7 +122,7 @@ def test_a_lost_lease_ends_all(start):
     processes = followers(trainer)
     trainer.renewing = False
     began = time.monotonic()
-    assert trainer.end() == process.EXIT_LEASE_LOST
+    assert trainer.end() == child.EXIT_LEASE_LOST
     assert time.monotonic() - began < LEASE_S + 2
     wait_gone(processes, 1)
 
@@ -247,5 +247,5 @@ def test_processes_are_not_started_within_torchruns(tmp_path: Path):
             check=False,
             timeout=60,
         )
-        assert done.returncode == process.EXIT_CONFIG
+        assert done.returncode == child.EXIT_CONFIG
         assert "--processes" in done.stderr

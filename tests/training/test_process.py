@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sam3_lora import child
 from sam3_lora.events import Event, EventType
-from sam3_lora.training import process
 from tests.training.trainers import LEASE_S, stepped
 
 
@@ -24,7 +24,7 @@ def test_run_to_the_end_and_a_resumed_interruption(start, make_config):
     resumed = start("--resume", str(config.output.dir), "--lease-timeout", str(LEASE_S), config=longer)
     resumed.until(stepped)
     resumed.process.send_signal(signal.SIGTERM)
-    assert resumed.end() == process.EXIT_INTERRUPTED
+    assert resumed.end() == child.EXIT_INTERRUPTED
     saved = [e for e in resumed.events if e.type is EventType.CHECKPOINT][-1]
     assert saved.data["kind"] == "interrupt"
     assert (config.output.dir / saved.data["folder"] / "training_state.pt").is_file()
@@ -47,14 +47,14 @@ def test_lost_lease_ends_it_at_once(start, how: str):
     if how == "eof":
         time.sleep(LEASE_S / 5)
         trainer.process.stdin.close()
-    assert trainer.end() == process.EXIT_LEASE_LOST
+    assert trainer.end() == child.EXIT_LEASE_LOST
     assert time.monotonic() - began < (LEASE_S + 2 if how == "silence" else LEASE_S)
 
 
 def test_failure_is_an_event_with_a_code(start, make_config):
     config = make_config(dataset={"train_img_folder": "/nowhere"}, evaluation={"baseline": False})
     trainer = start(config=config)
-    assert trainer.end() == process.EXIT_FAILED
+    assert trainer.end() == child.EXIT_FAILED
     assert trainer.events[-1].type is EventType.ERROR
     assert trainer.events[-1].data["code"] == "dataset_invalid"
 
@@ -69,7 +69,7 @@ def test_broken_configuration_is_an_event_too(bases: Path, tmp_path: Path):
             check=False,
             timeout=60,
         )
-        assert done.returncode == process.EXIT_CONFIG
+        assert done.returncode == child.EXIT_CONFIG
         event = Event.from_line(done.stdout.splitlines()[-1])
         assert event.type is EventType.ERROR
 

@@ -110,3 +110,35 @@ def test_draining_begins_nothing() -> None:
     station.ring()
     assert work.done == 1
     ringer.join()
+
+
+def test_kinds_take_turns_and_none_starves() -> None:
+    done: list[str] = []
+    jobs, comparisons = Work(6), Work(3)
+
+    def run(name: str, work: Work) -> bool:
+        found = work.run_next()
+        if found:
+            done.append(name)
+        return found
+
+    station = Station(
+        lambda: run("job", jobs),
+        lambda: run("comparison", comparisons),
+        draining=threading.Event(),
+        poll_interval_s=NEVER_S,
+    )
+    station.ring()
+    assert done == ["job", "comparison"] * 3 + ["job"] * 3
+
+
+def test_draining_begins_nothing_of_another_kind() -> None:
+    draining = threading.Event()
+    other = Work(1)
+
+    def drain() -> bool:
+        draining.set()
+        return True
+
+    Station(drain, other.run_next, draining=draining, poll_interval_s=NEVER_S).ring()
+    assert (other.done, other.left) == (0, 1)

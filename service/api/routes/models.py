@@ -15,7 +15,7 @@ from service.shared.db.models import Export, Model
 from service.shared.errors import ExportFailedError, NotFoundError
 from service.shared.states import WorkState
 from service.shared.storage import Storage, StoredFile
-from service.usecases.models import find_export, request_export
+from service.usecases.models import delete_model, find_export, request_export
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -55,8 +55,11 @@ def get_model(unit: ReadUnit, model_id: ModelId) -> ModelRead:
 
 @router.delete("/{model_id}", status_code=204, responses=problem_responses(404, 503))
 def remove_model(unit: WriteUnit, model_id: ModelId) -> None:
-    """Delete a model with its exports and predictions; the job keeps its checkpoints."""
-    unit.models.delete(model_id)
+    """Delete a model with its exports and predictions; the job keeps its checkpoints.
+
+    Comparisons that have ended keep their results, those that have not fail.
+    """
+    delete_model(unit, model_id)
 
 
 @router.head("/{model_id}/export", include_in_schema=False)

@@ -3,6 +3,7 @@
 from service.shared.db.models.artifacts import Artifact
 from service.shared.db.models.base import Base
 from service.shared.db.models.checkpoints import Checkpoint, CheckpointFile
+from service.shared.db.models.comparisons import Comparison, ComparisonFile
 from service.shared.db.models.datasets import Dataset
 from service.shared.db.models.estimates import Estimate
 from service.shared.db.models.idempotency import IdempotencyKey
@@ -19,6 +20,8 @@ __all__ = [
     "Base",
     "Checkpoint",
     "CheckpointFile",
+    "Comparison",
+    "ComparisonFile",
     "Dataset",
     "Estimate",
     "Export",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select, update
 
 from service.shared.dataset_files import archive_of
-from service.shared.db.models import Dataset, Job
+from service.shared.db.models import Comparison, Dataset, Job
 from service.shared.db.repositories.attempts import Lease
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
@@ -254,12 +254,18 @@ class DatasetRepository:
         return {key for key, archive in archives.items() if archive in known}
 
     def unused(self, older_than_s: float, *, limit: int) -> Sequence[str]:
-        """Ids of checked datasets on which nothing has happened for so long: no check, no job that ran or runs."""
+        """Ids of checked datasets on which nothing has happened for so long: no check, job or comparison."""
         since = self._clock.now() - timedelta(seconds=older_than_s)
         needs = or_(Job.dataset_id == Dataset.id, Job.validation_dataset_id == Dataset.id)
         of_job = and_(needs, or_(Job.finished_at.is_(None), Job.finished_at > since))
+        of_comparison = and_(
+            Comparison.dataset_id == Dataset.id, or_(Comparison.finished_at.is_(None), Comparison.finished_at > since)
+        )
         query = select(Dataset.id).where(
-            Dataset.deleted_at.is_(None), Dataset.finished_at <= since, ~exists().where(of_job)
+            Dataset.deleted_at.is_(None),
+            Dataset.finished_at <= since,
+            ~exists().where(of_job),
+            ~exists().where(of_comparison),
         )
         return self._session.scalars(query.order_by(Dataset.finished_at).limit(limit)).all()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 
-from service.shared.db.models import Export, Prediction
+from service.shared.db.models import Comparison, Export, Prediction
 from service.shared.db.repositories.attempts import Lease
 from service.shared.errors import LeaseLostError, StateConflictError
 from service.shared.states import WorkState
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.shared.clock import Clock
     from service.shared.retry import RetryPolicy
 
-Row = TypeVar("Row", Export, Prediction)
+Row = TypeVar("Row", Export, Prediction, Comparison)
 
 WORKER_LOST = {
     "code": "worker_lost",
@@ -52,8 +52,8 @@ class WorkRepository(Generic[Row]):
         """Pieces of work that no worker has claimed."""
         return self._session.scalar(select(func.count()).where(self._model.state == WorkState.QUEUED)) or 0
 
-    def claim(self, worker_id: str) -> Row | None:
-        """Take the oldest work that is due, under a new `epoch`; None if there is none."""
+    def claim(self, worker_id: str, **noted: Any) -> Row | None:
+        """Take the oldest work that is due, under a new `epoch`; None if there is none. `noted`: by column."""
         model, now = self._model, self._clock.now()
         due = (model.state == WorkState.QUEUED, or_(model.not_before.is_(None), model.not_before <= now))
         chosen = self._session.scalar(
@@ -62,15 +62,15 @@ class WorkRepository(Generic[Row]):
         if chosen is None:
             return None
         taken = {"worker_id": worker_id, "epoch": model.epoch + 1, "hb_seq": 0, "next_publish_at": None}
-        return self._update(model.id == chosen, *due, state=WorkState.RUNNING, **taken)
+        return self._update(model.id == chosen, *due, state=WorkState.RUNNING, **taken, **noted)
 
-    def heartbeat(self, work_id: str, epoch: int) -> None:
-        """Renew the lease.
+    def heartbeat(self, work_id: str, epoch: int, **noted: Any) -> None:
+        """Renew the lease. `noted`: by column.
 
         Raises:
             LeaseLostError: if `epoch` no longer holds the work (also when it was deleted).
         """
-        self._fenced(work_id, epoch, hb_seq=self._model.hb_seq + 1)
+        self._fenced(work_id, epoch, hb_seq=self._model.hb_seq + 1, **noted)
 
     def succeed(self, work_id: str, epoch: int, **result: Any) -> Row:
         """End the work with its result, by column.
