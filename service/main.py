@@ -12,6 +12,7 @@ from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
+from service.api.links import add_links
 from service.api.middleware import RequestContext
 from service.api.routes import (
     actions,
@@ -160,6 +161,7 @@ def _describe(app: FastAPI) -> None:
                     operation["responses"]["422"] = described
                 for parameter in operation.get("parameters", []):
                     parameter["schema"] = _without_null(parameter["schema"])
+            add_links(document)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -160,7 +160,7 @@ def _headers(download: Download, version: Version) -> dict[str, str]:
         "Last-Modified": version.last_modified,
         "Repr-Digest": f"sha-256=:{digest}:",
         "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache, no-transform" if download.inline else "private, no-transform",
+        "Cache-Control": "private, no-cache, no-transform",
         "Content-Type": download.media_type,
         "Content-Disposition": f'{disposition}; filename="{download.filename}"',
         "X-Content-Type-Options": "nosniff",

@@ -34,8 +34,10 @@ class RequestContext:
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                status = int(message["status"])
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers.setdefault("Cache-Control", "no-store")  # else caches would choose a lifetime themselves
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

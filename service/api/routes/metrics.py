@@ -42,7 +42,7 @@ def get_metrics(
         max_points=query.max_points,
     )
     media_type = FORMATS[query.format] if query.format else preferred(accept, (JSON, CSV))
-    headers = {"Vary": "Accept", "Cache-Control": "private, no-cache"}
+    headers = {"Vary": "Accept"}
     if media_type == JSON:
         return Response(metrics_read(job_id, metrics).model_dump_json(), 200, headers, JSON)
     headers["Content-Disposition"] = f'attachment; filename="{job_id}-metrics.csv"'
