@@ -162,7 +162,7 @@ class DatasetOptions(Section):
     """Objects of one category kept per image; more are dropped by size, smallest first, with a warning."""
     prompts: dict[str, list[str]] = Field(default={}, max_length=1000)
     """Texts for a category, one drawn per training query, the first used in evaluation. Default: its name."""
-    limit_images: int | None = Field(None, ge=1)
+    limit_images: int | None = Field(None, ge=1, lt=2**31)
     """Train on so many images only, drawn by the seed (few-shot); None: all. Validation is not limited."""
     exhaustive: bool = True
     """Whether every object of every category is annotated. If not, absent categories are not taught as absent."""
@@ -289,7 +289,7 @@ class EvaluationConfig(Section):
     """Validations without a better metric after which training ends; None: never."""
     baseline: bool = True
     """Evaluate the untuned base model on the same data first."""
-    max_images: int | None = Field(None, ge=1)
+    max_images: int | None = Field(None, ge=1, lt=2**31)
     """Validate on the first so many images (by id); None: all."""
     sample_images: int = Field(8, ge=0, le=64)
     """Validation images shown in the report and as samples, those with most mistakes first."""
@@ -371,7 +371,7 @@ class ComparisonConfig(Section):
     """COCO JSON."""
     checkpoint: Path | None = Field(None, strict=False)
     """Local file of official weights (`sam3.pt`); None: the hub."""
-    max_images: int | None = Field(None, ge=1)
+    max_images: int | None = Field(None, ge=1, lt=2**31)
     """Measure on the first so many images (by id); None: all."""
     metric: Metric = "segm_mAP"
     """The metric of the report's headline."""

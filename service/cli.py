@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import resource
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 import structlog
 import typer
@@ -15,10 +17,15 @@ from service.embedded import serve
 from service.main import create_app
 from service.server import Server
 from service.shared import log as logs
+from service.shared.clock import SystemClock
 from service.shared.db import migrate as migrations
-from service.shared.errors import SettingsError, StorageError
+from service.shared.errors import ServiceError, SettingsError, StorageError
+from service.shared.queue import CeleryQueue
 from service.shared.settings import Settings, load
 from service.shared.staging import delete_leftovers
+from service.shared.unit_of_work import Database, UnitOfWork
+from service.usecases import access
+from service.usecases.access import Scope
 
 log = structlog.get_logger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoRA training service.")
@@ -63,6 +70,59 @@ def reconciler() -> None:
 
 
 app.command("serve")(serve)
+
+keys = typer.Typer(no_args_is_help=True, help="API keys, straight in the database: how the first one is made.")
+app.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Who or what uses it.")],
+    project: Annotated[str | None, typer.Option(help="Project that it is for; none for --scope admin.")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="May be repeated; default: read and write.")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0.001, help="Days after which it ends.")] = None,
+) -> None:
+    """Make a key and print its secret, this once."""
+    lasts_s = None if expires_in_days is None else round(expires_in_days * 86400)
+    scopes = scope or [Scope.READ, Scope.WRITE]
+    with _unit() as unit:
+        new = access.create_key(unit, access.EVERYTHING, name=name, project=project, scopes=scopes, lasts_s=lasts_s)
+    typer.echo(f"{new.key.id} for {new.key.project or 'all projects'}: {', '.join(new.key.scopes)}", err=True)
+    typer.echo(new.secret)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List all keys."""
+    with _unit() as unit:
+        for key in unit.api_keys.list():
+            state = "revoked" if key.revoked_at else "active"
+            used = "never" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}"
+            typer.echo(
+                f"{key.id}  ...{key.hint}  {key.project or '*'}  {','.join(key.scopes)}  {state}  {used}  {key.name}"
+            )
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="Id of the key.")]) -> None:
+    """Revoke a key at once."""
+    with _unit() as unit:
+        access.revoke_key(unit, access.EVERYTHING, key_id)
+
+
+@contextlib.contextmanager
+def _unit() -> Iterator[UnitOfWork]:
+    settings, clock = _settings(), SystemClock()
+    with (
+        contextlib.closing(CeleryQueue(settings, clock)) as queue,
+        contextlib.closing(Database(settings, clock, queue)) as database,
+        database.write() as unit,
+    ):
+        try:
+            yield unit
+        except ServiceError as error:
+            typer.echo(error.message, err=True)
+            raise typer.Exit(1) from None
 
 
 def _settings() -> Settings:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from service.api import errors
+from service.api.authentication import Authentication
 from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.job_creation import JobCreation
@@ -16,6 +17,7 @@ from service.api.links import add_links
 from service.api.middleware import RequestContext
 from service.api.routes import (
     actions,
+    api_keys,
     attempts,
     checkpoints,
     comparisons,
@@ -63,6 +65,7 @@ TAGS = [
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
+    {"name": "access", "description": "API keys, and what they allow."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -84,6 +87,7 @@ ROUTES = (
     models,
     predictions,
     comparisons,
+    api_keys,
     operations,
 )
 
@@ -123,6 +127,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         broadcaster=broadcaster,
         predictions=PredictionWatch(database),
     )
+    app.add_middleware(Authentication, database=database, settings=settings, clock=clock)
     app.add_middleware(RequestContext)
     errors.install(app)
     for module in ROUTES:

@@ -114,8 +114,8 @@ class Reconciler:
             try:
                 with self._database.write() as unit:
                     job = unit.attempts.reap(lease)
-            except ServiceError as error:  # renewed or ended meanwhile: the next pass sees it as it is
-                log.info("lease_kept", job_id=lease.id, reason=error.message)
+            except (ServiceError, SQLAlchemyError) as error:  # renewed, ended or locked: the next pass sees it as it is
+                log.info("lease_kept", job_id=lease.id, reason=str(error))
             else:
                 log.warning("job_reaped", job_id=job.id, epoch=lease.epoch, state=job.state)
 
@@ -128,8 +128,8 @@ class Reconciler:
                     dataset = unit.datasets.reap(lease)
                     if dataset.state is DatasetState.FAILED:
                         unit.jobs.release_waiting(dataset.id, valid=False)
-            except ServiceError as error:
-                log.info("lease_kept", dataset_id=lease.id, reason=error.message)
+            except (ServiceError, SQLAlchemyError) as error:
+                log.info("lease_kept", dataset_id=lease.id, reason=str(error))
             else:
                 log.warning("dataset_reaped", dataset_id=dataset.id, epoch=lease.epoch, state=dataset.state)
 
@@ -140,8 +140,8 @@ class Reconciler:
             try:
                 with self._database.write() as unit:
                     row = work_of(unit).reap(lease)
-            except ServiceError as error:
-                log.info("lease_kept", work_id=lease.id, reason=error.message)
+            except (ServiceError, SQLAlchemyError) as error:
+                log.info("lease_kept", work_id=lease.id, reason=str(error))
             else:
                 log.warning("work_reaped", work_id=row.id, epoch=lease.epoch, state=row.state)
 

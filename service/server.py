@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, which ends open streams when it shuts down: it would wait for them, and they for the next event."""
+    """Uvicorn, which ends streams and long polls when it shuts down: it would wait for them, and they for news."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        cast("Any", self.config.app).state.services.broadcaster.close()
+        services = cast("Any", self.config.app).state.services
+        for waiting in (services.broadcaster, services.watch, services.predictions):
+            waiting.close()
         await super().shutdown(sockets)

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from sam3_lora.coco.archive import extract
-from service.shared.errors import StorageError
+from service.shared.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,10 @@ def unpacked(
         if dataset.storage_key is None:
             raise StorageError(f"The archive of dataset {dataset.id} was deleted.")
         with workspace.attempt(f"fetch-{dataset.id}") as folder:
-            fetched = storage.fetch(dataset.storage_key, folder / "archive", on_chunk=on_chunk)
+            try:
+                fetched = storage.fetch(dataset.storage_key, folder / "archive", on_chunk=on_chunk)
+            except NotFoundError:
+                raise StorageError(f"Storage has lost the archive of dataset {dataset.id}: upload it again.") from None
             if fetched.sha256 != dataset.sha256:
                 raise StorageError(
                     f"Storage holds a damaged archive of dataset {dataset.id}: delete all datasets of SHA-256 "

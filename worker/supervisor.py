@@ -226,4 +226,5 @@ class Trainer:
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that a trainer may see."""
-    return {name: value for name, value in environment.items() if ENVIRONMENT.fullmatch(name)}
+    passed = {name: value for name, value in environment.items() if ENVIRONMENT.fullmatch(name)}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | passed  # in which `worker.device` numbers GPUs; CUDA's own is by speed

@@ -75,6 +75,10 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self.dismiss(LEAVE_S)
 
+    def has_result(self) -> None:
+        """The run has succeeded: how followers end no longer matters."""
+        self._leaving.set()
+
     def let_others_fail_first(self) -> None:
         """Wait as long as it takes to hear of a follower whose end may be why this process failed."""
         if self._followers:

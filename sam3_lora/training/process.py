@@ -85,10 +85,19 @@ def _run(
     from sam3_lora import distributed  # torch and sam3: seconds
     from sam3_lora.training.run import InterruptedRunError, train
 
+    has_result = False
+
+    def report(event: Event) -> None:
+        nonlocal has_result
+        if event.type is EventType.RESULT:
+            has_result = True
+            crew.has_result()
+        reporter(event)
+
     try:
         with distributed.join(crew.listener):
             try:  # an error is told before the connections end, which makes the other processes fail too
-                train(config, reporter=reporter, should_stop=stop, resume=resume)
+                train(config, reporter=report, should_stop=stop, resume=resume)
             except InterruptedRunError as error:
                 reporter(Event(EventType.MESSAGE, error.message))
                 return EXIT_INTERRUPTED
@@ -98,6 +107,9 @@ def _run(
                 return EXIT_FAILED
     except Exception as error:
         log.exception("the processes cannot talk to each other")
+        if has_result:  # what they had to say to each other is said
+            crew.exit_soon(0)
+            return 0
         _fail(error, reporter, crew)
         return EXIT_FAILED
     return 0

@@ -19,6 +19,7 @@ from service.shared.errors import (
 )
 
 S = TypeVar("S", bound=Section)
+JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
 MAX_DEPTH = 64
 EXACT = 2**53  # up to here doubles hold every integer
 
@@ -73,8 +74,9 @@ def is_empty(request: Request) -> bool:
 
 
 def is_json(request: Request) -> bool:
-    """Whether the body is declared as JSON."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+    """Whether the body is declared as JSON; that of a PATCH is a merge patch (RFC 7396)."""
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return declared == JSON or (request.method == "PATCH" and declared == MERGE_PATCH)
 
 
 async def read_json_body(request: Request, limit_bytes: int) -> bytes:

@@ -1,11 +1,12 @@
 """What routes are given: services of the application, transactions, headers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
 
+from service.api.authentication import authorised
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.waiting import PredictionWatch
@@ -14,6 +15,7 @@ from service.shared.queue import Queue
 from service.shared.settings import Settings
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database, UnitOfWork
+from service.usecases.access import Access
 from service.usecases.following import Broadcaster
 
 
@@ -32,9 +34,10 @@ class Services:
     predictions: PredictionWatch
 
 
-async def services(request: Request) -> Services:  # not async it would be called in a thread
+async def services(request: Request, access: Annotated[Access, Depends(authorised)]) -> Services:
+    """What the routes work with; its database shows the project of the request's key alone."""
     found: Services = request.app.state.services
-    return found
+    return found if access.project is None else replace(found, database=found.database.of(access.project))
 
 
 def write_unit(found: Annotated[Services, Depends(services)]) -> Iterator[UnitOfWork]:
@@ -47,6 +50,7 @@ def read_unit(found: Annotated[Services, Depends(services)]) -> Iterator[UnitOfW
         yield unit
 
 
+RequestAccess = Annotated[Access, Depends(authorised)]
 AppServices = Annotated[Services, Depends(services)]
 # With scope "function" the commit happens before the answer is sent: a commit that fails is never a 2xx.
 WriteUnit = Annotated[UnitOfWork, Depends(write_unit, scope="function")]

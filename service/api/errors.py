@@ -86,6 +86,8 @@ def problem(
 
 def of_service_error(request: Request, error: ServiceError) -> JSONResponse:
     headers = {"x-should-retry": "false"} if isinstance(error, ConflictError) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if error.status in (429, 503, 507):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if error.status >= 500:
@@ -95,7 +97,12 @@ def of_service_error(request: Request, error: ServiceError) -> JSONResponse:
 
 def of_database_error(request: Request, error: Exception) -> JSONResponse:
     log.error("database_failed", error=str(error))
-    return of_service_error(request, DatabaseUnavailableError("The database does not answer; nothing was stored."))
+    return of_service_error(
+        request,
+        DatabaseUnavailableError(
+            "The database does not answer. Repeat the request; one that creates something, with its Idempotency-Key."
+        ),
+    )
 
 
 def of_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
+from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -25,41 +27,48 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+PATIENCE = text("SET LOCAL lock_timeout = '2s'")
+LOCKED = ("55P03", "40P01")  # lock_not_available, deadlock_detected
+
+
 class JobCreation:
     """The door that new jobs come in by. Belongs to one event loop."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._batches: Batcher[Keyed[JobSpec], Answer] = Batcher(self._create)
+        self._batches: dict[str | None, Batcher[Keyed[JobSpec], Answer]] = {}
 
-    async def create(self, request: Keyed[JobSpec]) -> Answer:
-        """The answer to a request, once it is stored.
+    async def create(self, request: Keyed[JobSpec], project: str | None = None) -> Answer:
+        """The answer to a request, once it is stored. With a `project`, it may use what belongs to that alone.
 
         Raises:
             ServiceError: as `plan_job`, or for the key as `answer_once`; nothing was stored.
         """
-        return await self._batches.ask(request)
+        if project not in self._batches:
+            self._batches[project] = Batcher(partial(self._create, self._database.of(project)))
+        return await self._batches[project].ask(request)
 
-    def _create(self, requests: Sequence[Keyed[JobSpec]]) -> Sequence[Answer | Exception]:
+    def _create(self, database: Database, requests: Sequence[Keyed[JobSpec]]) -> Sequence[Answer | Exception]:
         try:
-            return self._create_together(requests)
-        except (OperationalError, InterfaceError, PoolTimeoutError):
-            raise  # the database is away for all of them
-        except Exception:
-            if len(requests) == 1:
+            return self._create_together(database, requests)
+        except Exception as error:
+            if len(requests) == 1 or _is_away(error):
                 raise
             # Nothing was committed. One of them is more than planning could foresee: the others do without it.
             log.exception("jobs_created_one_by_one", jobs=len(requests))
-            return [self._create_alone(request) for request in requests]
+            return [self._create_alone(database, request) for request in requests]
 
-    def _create_together(self, requests: Sequence[Keyed[JobSpec]]) -> list[Answer | ServiceError]:
-        with self._database.write() as unit:
+    def _create_together(self, database: Database, requests: Sequence[Keyed[JobSpec]]) -> list[Answer | ServiceError]:
+        with database.write() as unit:
+            if database.engine.dialect.name == "postgresql":
+                # One row that somebody holds must not keep all the others waiting for long.
+                unit.session.execute(PATIENCE)
             return answer_all(unit, "jobs.create", requests, lambda specs: self._answers(unit, specs))
 
-    def _create_alone(self, request: Keyed[JobSpec]) -> Answer | Exception:
+    def _create_alone(self, database: Database, request: Keyed[JobSpec]) -> Answer | Exception:
         try:
-            [answer] = self._create_together([request])
+            [answer] = self._create_together(database, [request])
         except Exception as error:  # noqa: BLE001 - it is raised where the request came in
             return error
         return answer
@@ -68,6 +77,13 @@ class JobCreation:
         created = create_jobs(unit, self._settings, specs)
         reads = iter(read_jobs(unit, self._settings, [job for job in created if isinstance(job, Job)]))
         return [each if isinstance(each, ServiceError) else _answer(next(reads)) for each in created]
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the database is away, for all requests, and not just a row locked."""
+    if isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) in LOCKED:
+        return False
+    return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
 
 
 def _answer(read: JobRead) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,17 +30,22 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 POLL_INTERVAL_S = 0.5
-MAX_KEPT = 1000  # views, of a few kB each
+MAX_KEPT_BYTES = 16 * 2**20  # of views, of a few kB each
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job's representation; `version` changes whenever the job's row does, `etag` whenever the content does."""
+    """A job's representation; `version` changes whenever the job's row does, `etag` whenever the content does.
+
+    The end of the tag, `own`, tells what PATCH can change: a change of anything else is no reason to refuse one.
+    """
 
     id: str
     version: Version
     content: bytes
     etag: str
+    own: str
+    project: str
     is_terminal: bool
     is_queued: bool
 
@@ -69,8 +75,11 @@ def view_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> list
     for job, read in zip(jobs, read_jobs(unit, settings, jobs), strict=True):
         content = read.model_dump_json().encode()
         version = (job.updated_at, job.last_heartbeat_at, job.last_event_seq)
-        etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        views.append(JobView(job.id, version, content, etag, read.is_terminal, job.state is JobState.QUEUED))
+        patchable = [job.name, job.tags, job.labels, job.priority]
+        own = hashlib.sha256(json.dumps(patchable, sort_keys=True).encode()).hexdigest()[:16]
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}.{own}"'
+        is_queued = job.state is JobState.QUEUED
+        views.append(JobView(job.id, version, content, etag, own, job.project, read.is_terminal, is_queued))
     return views
 
 
@@ -86,17 +95,30 @@ class JobWatch:
         self._database = database
         self._settings = settings
         self._kept: dict[str, _Kept] = {}
+        self._kept_bytes = 0
         self._looks = Batcher(self._look)
         self._waiting: dict[str, dict[asyncio.Future[JobView | None], Version]] = {}
         self._poller: asyncio.Task[None] | None = None
+        self.closed = False
 
-    async def look(self, job_id: str) -> JobView:
+    def close(self) -> None:
+        """Answer all who wait with what there is now, and whoever comes later at once."""
+        self.closed = True
+        for waiting in self._waiting.values():
+            for changed in waiting:
+                if not changed.done():
+                    changed.set_result(None)
+
+    async def look(self, job_id: str, project: str | None = None) -> JobView:
         """The job as it is now; its place in the queue as it was within the last second.
 
         Raises:
-            NotFoundError: if there is none.
+            NotFoundError: if there is none, or none of the project, where one is given.
         """
-        return await self._looks.ask(job_id)
+        view = await self._looks.ask(job_id)
+        if project not in (None, view.project):
+            raise unknown_job(job_id)
+        return view
 
     def _look(self, job_ids: Sequence[str]) -> list[JobView | Exception]:
         moment = self._database.moment()
@@ -106,12 +128,21 @@ class JobWatch:
             changed = [job_id for job_id, view in known.items() if view is None]
             made = view_jobs(unit, self._settings, unit.jobs.get_all(changed)) if changed else []
         for view in made:
-            self._kept.pop(view.id, None)  # so that it is the newest
-            self._kept[view.id] = _Kept(view, moment)
-        while len(self._kept) > MAX_KEPT:
-            del self._kept[next(iter(self._kept))]
+            self._keep(_Kept(view, moment))
         found = known | {view.id: view for view in made}
         return [found.get(job_id) or unknown_job(job_id) for job_id in job_ids]
+
+    def _keep(self, kept: _Kept) -> None:
+        """Remember a view, and forget the oldest ones beyond what all may take."""
+        self._forget(kept.view.id)
+        self._kept[kept.view.id] = kept
+        self._kept_bytes += len(kept.view.content)
+        while self._kept_bytes > MAX_KEPT_BYTES:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, job_id: str) -> None:
+        if (kept := self._kept.pop(job_id, None)) is not None:
+            self._kept_bytes -= len(kept.view.content)
 
     def _known(self, job_id: str, version: Version, moment: Moment) -> JobView | None:
         """The view that is kept of this version, if its place in the queue can hardly have changed."""
@@ -132,7 +163,7 @@ class JobWatch:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while not is_enough(view) and (left_s := deadline - loop.time()) > 0:
+        while not is_enough(view) and not self.closed and (left_s := deadline - loop.time()) > 0:
             view = await self._next(view, left_s)
         return view
 
@@ -146,7 +177,7 @@ class JobWatch:
             async with asyncio.timeout(timeout_s):
                 news = await changed
         except TimeoutError:
-            return view
+            news = None  # its place in the queue may have changed without the row
         finally:
             others = self._waiting[view.id]
             del others[changed]

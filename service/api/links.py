@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 RESOURCES = {
+    "ApiKeyCreated": "key_id",
     "DatasetRead": "dataset_id",
     "UploadRead": "upload_id",
     "JobRead": "job_id",

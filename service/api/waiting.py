@@ -32,9 +32,19 @@ class PredictionWatch:
         self._database = database
         self._waiting: dict[str, list[Event]] = {}
         self._looking: Task[None] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Let all go that wait, and whoever comes later at once."""
+        self._closed = True
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
 
     async def ended(self, prediction_id: str, within_s: float) -> None:
         """Return when the prediction has ended (or was forgotten), or the time has passed."""
+        if self._closed:
+            return
         event = Event()
         self._waiting.setdefault(prediction_id, []).append(event)
         if self._looking is None:

@@ -29,6 +29,26 @@ class NotFoundError(ServiceError):
     title = "Not found"
 
 
+class UnauthorizedError(ServiceError):
+    status = 401
+    code = "unauthorized"
+    title = "An API key is needed"
+
+
+class ForbiddenError(ServiceError):
+    """The key is good, but not for this."""
+
+    status = 403
+    code = "insufficient_scope"
+    title = "The API key does not allow this"
+
+
+class TooManyRequestsError(ServiceError):
+    status = 429
+    code = "too_many_requests"
+    title = "Too many requests"
+
+
 class MalformedRequestError(ServiceError):
     """The request cannot be read at all."""
 

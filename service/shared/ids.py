@@ -6,7 +6,9 @@ from typing import Literal
 
 import uuid_utils
 
-Prefix = Literal["job", "ds", "ckpt", "evt", "req", "worker", "upload", "part", "model", "exp", "pred", "cmp", "sweep"]
+Prefix = Literal[
+    "job", "ds", "ckpt", "evt", "req", "worker", "upload", "part", "model", "exp", "pred", "cmp", "sweep", "key"
+]
 
 
 def new_id(prefix: Prefix) -> str:

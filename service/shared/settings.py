@@ -44,10 +44,17 @@ class Settings(BaseSettings):
     storage_path_style: bool = True
     """Name the bucket in the path, as most S3-compatible services need; false: in the host, also of the endpoint."""
 
+    max_failed_keys: int = Field(20, ge=1)
+    """Wrong keys that an address may show in a minute before it is refused for the rest of it."""
+    requests_per_minute: int = Field(6000, ge=1)
+    """Requests that one key may make in a minute, at each API process; more are refused with 429."""
     host: str = "127.0.0.1"
     """Address the API listens on."""
     port: int = Field(8000, ge=0, le=65535)
     """TCP port of the API; 0: any free one."""
+    require_keys: bool = False
+    """Ask every client for an API key (`sam3-service keys create` makes the first); without it everybody who reaches
+    the API may do everything."""
     allow_unauthenticated_network: bool = False
     """Listen on an address that other machines reach although the API asks nobody for a key."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -235,10 +242,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "heartbeat_interval_s must be at most half of self_fence_s: one late beat is not a failure"
             )
-        if not is_loopback(self.host) and not self.allow_unauthenticated_network:
+        if not (is_loopback(self.host) or self.require_keys or self.allow_unauthenticated_network):
             raise ValueError(
-                f"host {self.host} is reachable from other machines and this API asks for no key: bind 127.0.0.1 "
-                f"behind an authenticating proxy, or set {PREFIX}ALLOW_UNAUTHENTICATED_NETWORK=true"
+                f"host {self.host} is reachable from other machines and this API asks for no key: set "
+                f"{PREFIX}REQUIRE_KEYS=true, bind 127.0.0.1 behind an authenticating proxy, or set "
+                f"{PREFIX}ALLOW_UNAUTHENTICATED_NETWORK=true"
             )
         if self.storage_dir is not None and (self.storage_endpoint or self.storage_region):
             raise ValueError("storage_endpoint and storage_region belong to a storage_url that begins with s3://")

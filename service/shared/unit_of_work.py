@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import Session
+from sqlalchemy import event
+from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction, with_loader_criteria
 
 from service.shared.db.migrate import open_engine
-from service.shared.db.models import Comparison, Export, Prediction
+from service.shared.db.models import Comparison, Export, OfProject, Prediction
+from service.shared.db.models.base import ALL_PROJECTS, DEFAULT_PROJECT
+from service.shared.db.repositories.api_keys import ApiKeyRepository
 from service.shared.db.repositories.artifacts import ArtifactRepository
 from service.shared.db.repositories.attempts import AttemptRepository
 from service.shared.db.repositories.checkpoints import CheckpointRepository
@@ -42,9 +46,12 @@ CLOSE_S = 1.0
 
 
 class UnitOfWork:
-    """Every repository, on one transaction."""
+    """Every repository, on one transaction; with a `project`, none of them finds anything of another."""
 
-    def __init__(self, session: Session, clock: Clock, settings: Settings, memory: QueueMemory) -> None:
+    def __init__(
+        self, session: Session, clock: Clock, settings: Settings, memory: QueueMemory, project: str | None = None
+    ) -> None:
+        _keep_to(project, session)
         retry = RetryPolicy(settings.retry_backoff_s, settings.retry_backoff_max_s)
         self.session = session
         self.clock = clock
@@ -65,7 +72,8 @@ class UnitOfWork:
         self.sweeps = SweepRepository(session, clock)
         self.workers = WorkerRepository(session, clock)
         self.estimates = EstimateRepository(session, clock)
-        self.idempotency = IdempotencyRepository(session, clock)
+        self.idempotency = IdempotencyRepository(session, clock, project or "")
+        self.api_keys = ApiKeyRepository(session, clock, project)
         self.rings: list[tuple[Task, str]] = []
 
     def ring_after_commit(self, task: Task, resource_id: str) -> None:
@@ -85,11 +93,43 @@ class Moment:
         return self.commits == earlier.commits and self.monotonic_s - earlier.monotonic_s < CLOSE_S
 
 
+class _Counter:
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = Lock()
+
+    def add_one(self) -> None:
+        with self._lock:
+            self.value += 1
+
+
+def _keep_to(project: str | None, session: Session) -> None:
+    """Restrict everything that the session selects, changes or adds to a project; None: to nothing."""
+
+    def assign(session: Session, _context: UOWTransaction, _instances: object) -> None:
+        for row in session.new:
+            if isinstance(row, OfProject) and row.project is None:
+                row.project = project or DEFAULT_PROJECT
+
+    own = with_loader_criteria(OfProject, lambda row: row.project == project, include_aliases=True)
+
+    def restrict(state: ORMExecuteState) -> None:
+        if not (state.is_insert or state.execution_options.get(ALL_PROJECTS)):
+            state.statement = state.statement.options(own)
+
+    event.listen(session, "before_flush", assign)
+    if project is not None:
+        event.listen(session, "do_orm_execute", restrict)
+
+
 class Database:
     """Opens units of work. Thread-safe; open one per process, after any fork.
 
     Rows stay readable after their unit of work has ended.
     """
+
+    project: str | None = None
+    """The only project whose rows its units of work see; None: all."""
 
     def __init__(self, settings: Settings, clock: Clock, queue: Queue) -> None:
         self._settings = settings
@@ -98,17 +138,16 @@ class Database:
         self.engine = open_engine(settings)
         self._reading = self.engine.execution_options(read_only=True)
         self._queue_memory = QueueMemory()
-        self._commits, self._counting = 0, Lock()
+        self._commits = _Counter()
 
     @contextmanager
     def write(self) -> Iterator[UnitOfWork]:
         """A transaction that commits on a clean exit and then rings; rolls back on any exception."""
         with Session(self.engine, expire_on_commit=False) as session:
-            unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory)
+            unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory, self.project)
             with session.begin():
                 yield unit
-        with self._counting:
-            self._commits += 1
+        self._commits.add_one()
         for task, resource_id in unit.rings:
             self._queue.ring(task, resource_id)
 
@@ -116,11 +155,17 @@ class Database:
     def read(self) -> Iterator[UnitOfWork]:
         """A transaction that only reads, and waits for no writer."""
         with Session(self._reading, expire_on_commit=False) as session, session.begin():
-            yield UnitOfWork(session, self._clock, self._settings, self._queue_memory)
+            yield UnitOfWork(session, self._clock, self._settings, self._queue_memory, self.project)
+
+    def of(self, project: str | None) -> Database:
+        """The same database, whose units of work see the rows of a project alone."""
+        own = copy.copy(self)
+        own.project = project
+        return own
 
     def moment(self) -> Moment:
         """Now; take it before what is read then."""
-        return Moment(self._clock.monotonic(), self._commits)
+        return Moment(self._clock.monotonic(), self._commits.value)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -60,6 +60,8 @@ def pause_job(unit: UnitOfWork, job_id: str) -> Job:
     if job.state in (JobState.PAUSING, JobState.PAUSED):
         return job
     check_allowed(job, JobAction.PAUSE)
+    if job.request is JobRequest.STOP:
+        raise StateConflictError(f"Job {job_id} was asked to stop and will end soon, with what it has learnt.")
     if job.state in LEASED:
         changes = {"request": JobRequest.PAUSE}
         return unit.jobs.move(job_id, JobState.PAUSING, Actor.API, reason="Pause requested", changes=changes)

@@ -63,6 +63,7 @@ def create_comparison(unit: UnitOfWork, settings: Settings, spec: ComparisonSpec
         for entry in (first, second):
             entry["name"] += f" ({entry['model']})"
     comparison = Comparison(
+        project=dataset.project,
         id=new_id("cmp"),
         name=spec.name or f"{second['name']} against {first['name']}"[:MAX_NAME],
         dataset_id=dataset.id,

@@ -62,7 +62,7 @@ def _find(unit: UnitOfWork, wanted: InitialAdapter) -> tuple[Job, Checkpoint]:
             raise _refused(f"there is no checkpoint {wanted.checkpoint_id!r}", "checkpoint_not_found")
         job_id = named.job_id
     try:
-        job = unit.jobs.get(str(job_id), lock=True)
+        job = unit.jobs.get(str(job_id), lock=True, shared=True)
     except NotFoundError:
         raise _refused(f"there is no job {job_id!r}", "job_not_found") from None
     checkpoints = unit.checkpoints.list(job.id)

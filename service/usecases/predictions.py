@@ -11,6 +11,7 @@ from service.shared.queue import Task
 from service.usecases.models import get_usable_model
 
 if TYPE_CHECKING:
+    from service.shared.db.models import Model
     from service.shared.settings import Settings
     from service.shared.storage import StoredFile
     from service.shared.unit_of_work import UnitOfWork
@@ -33,19 +34,20 @@ def image_key(prediction_id: str) -> str:
     return f"predictions/{prediction_id}/image"
 
 
-def check_can_ask(unit: UnitOfWork, settings: Settings, model_id: str) -> None:
-    """See that a question to the model would be taken.
+def check_can_ask(unit: UnitOfWork, settings: Settings, model_id: str) -> Model:
+    """The model, if a question to it would be taken.
 
     Raises:
         NotFoundError: if there is no such model.
         BaseModelUnavailableError: if this installation lacks the weights of its base.
         QueueFullError: if too many predictions wait already.
     """
-    get_usable_model(unit, settings, model_id)
+    model = get_usable_model(unit, settings, model_id)
     if unit.predictions.count_waiting() >= settings.max_waiting_predictions:
         raise QueueFullError(
             f"{settings.max_waiting_predictions} predictions already wait for a worker: ask again later."
         )
+    return model
 
 
 def ask(
@@ -63,9 +65,10 @@ def ask(
     Raises:
         as `check_can_ask`.
     """
-    check_can_ask(unit, settings, model_id)
+    model = check_can_ask(unit, settings, model_id)
     prediction = Prediction(
         id=prediction_id,
+        project=model.project,
         model_id=model_id,
         image_key=image.key,
         image_sha256=image.sha256,

@@ -71,10 +71,18 @@ def _free_at(running: Iterable[RunningJob], workers: set[str], usual_s: float | 
 def _end(job: RunningJob, usual_s: float | None) -> datetime | None:
     progress = job.progress or {}
     if isinstance(progress.get("eta_s"), int | float) and "updated_at" in progress:
-        return datetime.fromisoformat(progress["updated_at"]) + timedelta(seconds=progress["eta_s"])
+        return _later(datetime.fromisoformat(progress["updated_at"]), progress["eta_s"])
     if usual_s is not None and job.started_at is not None:
-        return job.started_at + timedelta(seconds=usual_s)
+        return _later(job.started_at, usual_s)
     return None
+
+
+def _later(start: datetime, seconds: float) -> datetime | None:
+    """So many seconds after; None if no calendar goes so far."""
+    try:
+        return start + timedelta(seconds=seconds)
+    except OverflowError:
+        return None
 
 
 def _start(ahead: int, free_at: list[datetime], usual_s: float | None) -> datetime | None:
@@ -84,5 +92,5 @@ def _start(ahead: int, free_at: list[datetime], usual_s: float | None) -> dateti
     if rounds and usual_s is None:
         return None
     # To the minute, so that a job's representation does not change with every look at it.
-    start = free_at[worker] + timedelta(seconds=rounds * (usual_s or 0.0), minutes=1)
-    return start.replace(second=0, microsecond=0)
+    start = _later(free_at[worker], rounds * (usual_s or 0.0) + 60)
+    return None if start is None else start.replace(second=0, microsecond=0)

@@ -49,7 +49,7 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
     check_allowed(asked, JobAction.RETRY)  # before its datasets are looked at
     datasets = lock_datasets(unit, [asked])  # before jobs, as everybody does
     usable_datasets(datasets, asked)
-    ended = unit.jobs.get(job_id, lock=True)
+    ended = unit.jobs.get(job_id, lock=True, shared=True)
     check_allowed(ended, JobAction.RETRY)
     checkpoint = None if from_scratch else _last_checkpoint(unit, ended)
     job = Job(
@@ -110,7 +110,7 @@ def _last_checkpoint(unit: UnitOfWork, job: Job) -> Checkpoint | None:
     if job.resumes_from is None:
         return None
     try:
-        earlier = unit.jobs.get(job.resumes_from, lock=True)
+        earlier = unit.jobs.get(job.resumes_from, lock=True, shared=True)
     except NotFoundError:
         return None
     return _last_checkpoint(unit, earlier)

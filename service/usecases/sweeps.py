@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -10,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from service.shared.errors import StateConflictError
+from service.shared.errors import NotFoundError, StateConflictError
 from service.shared.states import ACTIONS, TERMINAL, JobAction, JobState
 from service.usecases.actions import cancel_job, delete_job
 
@@ -107,9 +108,11 @@ def cancel_sweep(unit: UnitOfWork, sweep_id: str) -> Sweep:
         NotFoundError: if there is no such sweep.
     """
     sweep = unit.sweeps.get(sweep_id)
-    for trial in unit.sweeps.trials([sweep_id]):
+    # In one order by everybody, so that nobody waits for each other.
+    for trial in sorted(unit.sweeps.trials([sweep_id]), key=lambda trial: trial.job_id):
         if trial.state in ACTIONS[JobAction.CANCEL]:
-            cancel_job(unit, trial.job_id)
+            with contextlib.suppress(StateConflictError, NotFoundError):  # it has ended, or is gone, meanwhile
+                cancel_job(unit, trial.job_id)
     return sweep
 
 

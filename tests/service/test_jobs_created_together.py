@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def wanted(dataset_id: str, key: str | None = None, **values: Any) -> Keyed[JobSpec]:
     body = {"name": "together", "base_model": "sam3-tiny", "dataset_id": dataset_id, **values}
-    return Keyed(job_spec(parse(JobCreate, body)), key, fingerprint(body))
+    return Keyed(job_spec(parse(JobCreate, body), None), key, fingerprint(body))
 
 
 @pytest.fixture
@@ -47,13 +47,14 @@ def test_each_gets_its_job_or_its_own_refusal(database: Database, creation: JobC
     ready, processing = add_dataset(database, DatasetState.READY), add_dataset(database, DatasetState.PROCESSING)
     queue.rings.clear()
     answers = creation._create(
+        database,
         [
             wanted(ready, name="a", tags=["x"], metadata={"k": "v"}),
             wanted("ds_nope", name="b"),
             wanted(processing, name="c"),
             wanted(ready, name="d", validation_dataset_id="ds_nope"),
             wanted(ready, name="e", tags=["x"]),
-        ]
+        ],
     )
     a, b, c, d, e = answers
     assert isinstance(a, Answer)
@@ -75,13 +76,14 @@ def test_each_gets_its_job_or_its_own_refusal(database: Database, creation: JobC
 def test_of_one_key_in_a_batch_one_job_comes(database: Database, creation: JobCreation) -> None:
     ready = add_dataset(database, DatasetState.READY)
     first, again, other, unkeyed, third = creation._create(
+        database,
         [
             wanted(ready, "k1", name="one"),
             wanted(ready, "k1", name="one"),
             wanted(ready, "k1", name="different"),
             wanted(ready, name="free"),
             wanted(ready, "k2", name="two"),
-        ]
+        ],
     )
     assert isinstance(first, Answer)
     assert isinstance(again, Answer)
@@ -90,7 +92,7 @@ def test_of_one_key_in_a_batch_one_job_comes(database: Database, creation: JobCr
     assert isinstance(unkeyed, Answer)
     assert isinstance(third, Answer)
     assert names(database) == ["free", "one", "two"]
-    [later] = creation._create([wanted(ready, "k1", name="one")])
+    [later] = creation._create(database, [wanted(ready, "k1", name="one")])
     assert isinstance(later, Answer)
     assert later.body == first.body
 
@@ -98,7 +100,7 @@ def test_of_one_key_in_a_batch_one_job_comes(database: Database, creation: JobCr
 def test_a_key_whose_request_was_refused_is_free_again(database: Database, creation: JobCreation) -> None:
     ready = add_dataset(database, DatasetState.READY)
     refused, made, replayed = creation._create(
-        [wanted("ds_nope", "k", name="one"), wanted(ready, "k", name="two"), wanted(ready, "k", name="two")]
+        database, [wanted("ds_nope", "k", name="one"), wanted(ready, "k", name="two"), wanted(ready, "k", name="two")]
     )
     assert isinstance(refused, InvalidRequestError)
     assert isinstance(made, Answer)
@@ -128,13 +130,14 @@ def test_one_that_breaks_the_transaction_takes_no_other_along(
     database: Database, creation: JobCreation, poison: str
 ) -> None:
     ready = add_dataset(database, DatasetState.READY)
-    a, bad, b = creation._create([wanted(ready, "k1", name="a"), wanted(ready, name=poison), wanted(ready, name="b")])
+    together = [wanted(ready, "k1", name="a"), wanted(ready, name=poison), wanted(ready, name="b")]
+    a, bad, b = creation._create(database, together)
     assert isinstance(a, Answer)
     assert isinstance(b, Answer)
     assert isinstance(bad, DBAPIError)
     assert names(database) == ["a", "b"]
     with pytest.raises(DBAPIError):
-        creation._create([wanted(ready, name=poison)])
+        creation._create(database, [wanted(ready, name=poison)])
 
 
 def test_a_database_that_is_away_is_not_asked_once_for_each(database: Database, creation: JobCreation) -> None:
@@ -148,7 +151,7 @@ def test_a_database_that_is_away_is_not_asked_once_for_each(database: Database, 
     event.listen(database.engine, "before_cursor_execute", fail)
     try:
         with pytest.raises(OperationalError):
-            creation._create([wanted(ready), wanted(ready), wanted(ready)])
+            creation._create(database, [wanted(ready), wanted(ready), wanted(ready)])
     finally:
         event.remove(database.engine, "before_cursor_execute", fail)
     assert len(attempts) == 1
@@ -167,7 +170,7 @@ def test_many_take_the_statements_of_few(database: Database, creation: JobCreati
     try:
         for count in (2, 20):
             seen.clear()
-            creation._create([wanted(ready, f"{count}-{n}", name="n", tags=["t"]) for n in range(count)])
+            creation._create(database, [wanted(ready, f"{count}-{n}", name="n", tags=["t"]) for n in range(count)])
             counts.append(len(seen))
     finally:
         event.remove(database.engine, "before_cursor_execute", note)

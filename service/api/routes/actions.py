@@ -87,7 +87,10 @@ def clone_job(
     def make() -> Answer:
         source = unit.jobs.get(job_id)
         with _pointing_into_overrides():
-            spec = job_spec(validated(JobCreate, retries.merged(retries.as_submitted(source), body.overrides)))
+            spec = job_spec(
+                validated(JobCreate, retries.merged(retries.as_submitted(source), body.overrides)),
+                found.database.project,
+            )
             event = NewEvent("message", f"Cloned from {source.id}", {"cloned_from": source.id})
             job = create_job(unit, found.settings, spec, event)
         read = read_job(unit, found.settings, job)

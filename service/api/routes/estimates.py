@@ -33,7 +33,7 @@ async def estimate_job(found: AppServices, body: JobCreate) -> Response:
 
     A worker works it out in some seconds, once for each base and configuration.
     """
-    spec = job_spec(body)
+    spec = job_spec(body, found.database.project)
 
     def ask(*, asked: bool = False) -> Forecast:
         with found.database.write() as unit:
@@ -46,7 +46,7 @@ async def estimate_job(found: AppServices, body: JobCreate) -> Response:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + found.settings.estimate_wait_s
     found_out = await to_thread.run_sync(ask)
-    while found_out.numbers is None and loop.time() < deadline:
+    while found_out.numbers is None and loop.time() < deadline and not found.watch.closed:
         await asyncio.sleep(POLL_INTERVAL_S)
         if await to_thread.run_sync(look, found_out.estimate_id):
             found_out = await to_thread.run_sync(partial(ask, asked=True))

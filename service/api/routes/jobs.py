@@ -1,12 +1,13 @@
 """Jobs: create, list, read, change, delete, and their checkpoints."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header, Query, Response
 
 from service.api.bodies import StrictJsonRoute
-from service.api.conditional import names
+from service.api.conditional import TAG, names
 from service.api.deps import AppServices, IdempotencyKey, JobId, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
 from service.api.job_views import JobView, read_jobs, view_jobs
@@ -28,7 +29,8 @@ POLL_AFTER_S = 5
 async def create_job(found: AppServices, body: JobCreate, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a training job. It is queued at once, or waits in `validating_files` for its datasets' check."""
     request_sha256 = fingerprint(body.model_dump(mode="json", exclude_unset=True))
-    return created(await found.creation.create(Keyed(job_spec(body), idempotency_key, request_sha256)))
+    spec = job_spec(body, found.database.project)
+    return created(await found.creation.create(Keyed(spec, idempotency_key, request_sha256), found.database.project))
 
 
 def created(answer: Answer) -> Response:
@@ -36,7 +38,14 @@ def created(answer: Answer) -> Response:
     headers = {"Location": answer.location, "Retry-After": str(POLL_AFTER_S)}
     if answer.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return Response(orjson.dumps(answer.body), 201, headers, "application/json")
+    return Response(_to_json(answer.body), 201, headers, "application/json")
+
+
+def _to_json(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # an integer of more than 64 bits, which all others can write
+        return json.dumps(body).encode()
 
 
 @router.get("", responses=problem_responses(404, 422, 503), openapi_extra={"parameters": [METADATA_PARAMETER]})
@@ -70,7 +79,7 @@ async def get_job(
     With `Prefer: wait=30` the answer waits: with `If-None-Match` until the job has changed, without it until the job
     has ended, and at most so long (`Preference-Applied` says how long at most); then it is as without.
     """
-    view = await found.watch.look(job_id)
+    view = await found.watch.look(job_id, found.database.project)
     wait_s = requested_wait(prefer, found.settings.max_wait_s)
     if wait_s is not None:
         view = await found.watch.until(
@@ -92,12 +101,15 @@ def change_job(
     found: AppServices,
     job_id: JobId,
     body: JobPatch,
-    if_match: Annotated[str | None, Header(description="Change the job only if this is its `ETag`.")] = None,
+    if_match: Annotated[
+        str | None,
+        Header(description="Change the job only if nothing that PATCH changes has changed since this `ETag`."),
+    ] = None,
 ) -> Response:
     """Change name, tags, metadata or priority; what is omitted stays."""
     job = unit.jobs.get(job_id, lock=True)
     [seen] = view_jobs(unit, found.settings, [job])
-    if if_match is not None and not names(if_match, seen.etag):
+    if if_match is not None and not _is_of(if_match, seen):
         raise PreconditionFailedError(f"Job {job_id} has changed: its ETag is {seen.etag}. Read it again, then retry.")
     job = actions.change_job(unit, job, body.model_dump(exclude_unset=True))
     [view] = view_jobs(unit, found.settings, [job])
@@ -108,6 +120,11 @@ def change_job(
 def delete_job(unit: WriteUnit, job_id: JobId) -> None:
     """Delete an ended job with its events, metrics, logs and checkpoints. Jobs that start from it must have ended."""
     actions.delete_job(unit, job_id)
+
+
+def _is_of(if_match: str, view: JobView) -> bool:
+    """Whether a tag is of a view with the same values of all that PATCH can change."""
+    return if_match.strip() == "*" or any(tag.rstrip('"').endswith(f".{view.own}") for tag in TAG.findall(if_match))
 
 
 def _headers(view: JobView) -> dict[str, str]:

@@ -86,6 +86,8 @@ def export_model(
         return send(request, conditions, _native(found.storage, model))
     with found.database.read() as unit:
         export = find_export(unit, found.settings, model_id, form)
+    if export is None and request.method == "HEAD":
+        raise NotFoundError(f"The {form} form of model {model_id} has not been made yet: GET it.")
     if export is None:
         with found.database.write() as unit:
             export = request_export(unit, found.settings, model_id, form)

@@ -45,7 +45,7 @@ def create_sweep(
         for number, values in enumerate(_trials(body), start=1):
             named = {"name": f"{body.name[:190]} {number}"} | body.job
             with _at_the_values(values):
-                spec = job_spec(validated(JobCreate, sweeps.with_values(named, values)))
+                spec = job_spec(validated(JobCreate, sweeps.with_values(named, values)), found.database.project)
             specs.append(replace(spec, sweep_id=sweep.id, trial=values))
             sweep.project = spec.project
         for spec, job in zip(specs, create_jobs(unit, found.settings, specs), strict=True):

@@ -1,10 +1,11 @@
 """What lists of jobs can be asked for."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
-from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
 
 from service.api.schemas.lists import PageQuery, Separated
 from service.shared.db.repositories.job_filters import JobFilter
@@ -34,7 +35,15 @@ def _timestamp(value: Any) -> Any:
     return value
 
 
-Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp)]  # which would also take numbers of seconds
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be a time of the years 1 to 9999 in UTC") from None
+
+
+# AwareDatetime would also take numbers of seconds.
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp), AfterValidator(_in_utc)]
 
 
 class JobQuery(PageQuery):

@@ -3,21 +3,23 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from sam3_lora.config import JobConfig, Section
 from service.api.schemas.lists import Read
 from service.shared.db.models import Job
+from service.shared.db.models.base import DEFAULT_PROJECT
+from service.shared.errors import InvalidRequestError
 from service.shared.settings import MAX_GPUS
 from service.shared.states import LEASED, TERMINAL, JobAction, JobState, allowed_actions
-from service.usecases.initial_adapters import InitialAdapter
+from service.usecases.initial_adapters import InitialAdapter, fault
 from service.usecases.jobs import JobSpec
 from service.usecases.queue import Place
 
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-Tags = Annotated[list[Tag], Field(max_length=32)]
+Tags = Annotated[list[Tag], Field(max_length=32), AfterValidator(lambda tags: list(dict.fromkeys(tags)))]
 JobName = Annotated[str, Field(min_length=1, max_length=200, examples=["pallets-v3"])]
 Project = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["warehouse"])]
 Priority = Annotated[int, Field(ge=0, le=100)]
@@ -63,8 +65,9 @@ class JobCreate(Section):
 
     name: JobName
     """For people; need not be unique."""
-    project: Project = "default"
-    """Whom the job is for: projects take turns, so that none waits behind a crowd of another's jobs."""
+    project: Project | None = None
+    """Whom the job is for: projects take turns, so that none waits behind a crowd of another's jobs. null: the project
+    of the API key, else `default`."""
     base_model: Literal["sam3", "sam3-tiny"] = "sam3"
     """The model that is adapted."""
     dataset_id: str = Field(min_length=1, max_length=64, examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
@@ -243,11 +246,18 @@ class JobRead(Read):
     urls: JobUrls
 
 
-def job_spec(body: JobCreate) -> JobSpec:
-    """The same for the use case."""
+def job_spec(body: JobCreate, project: str | None) -> JobSpec:
+    """The same for the use case; `project`: the only one that the request may create jobs of.
+
+    Raises:
+        InvalidRequestError: if it names another.
+    """
+    if project is not None and body.project not in (None, project):
+        message = f"the API key is for project {project!r}"
+        raise InvalidRequestError(f"/project: {message}", errors=[fault("/project", "other_project", message)])
     return JobSpec(
         name=body.name,
-        project=body.project,
+        project=body.project or project or DEFAULT_PROJECT,
         base_model=body.base_model,
         dataset_id=body.dataset_id,
         validation_dataset_id=body.validation_dataset_id,
@@ -258,7 +268,7 @@ def job_spec(body: JobCreate) -> JobSpec:
         priority=body.priority,
         max_runtime_s=body.limits.max_runtime_s,
         max_attempts=body.limits.max_attempts,
-        tags=list(dict.fromkeys(body.tags)),
+        tags=body.tags,
         metadata=body.metadata,
     )
 

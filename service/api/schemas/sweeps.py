@@ -17,6 +17,7 @@ from service.usecases.sweeps import Span, standing
 MAX_TRIALS = 100
 
 Path = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}(\.[a-z_0-9]{1,40}){1,3}$")]
+MAX_NUMBER = 1e300
 Value = bool | int | float | str | list[Any] | dict[str, Any] | None
 
 
@@ -25,9 +26,9 @@ class Parameter(Section):
 
     values: list[Value] = Field([], max_length=MAX_TRIALS, examples=[[8, 16, 32]])
     """Values to try."""
-    min: int | float | None = Field(None, allow_inf_nan=False)
+    min: int | float | None = Field(None, ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)
     """Least number to draw (method random); whole numbers are drawn where both ends are whole."""
-    max: int | float | None = Field(None, allow_inf_nan=False)
+    max: int | float | None = Field(None, ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)
     """Largest number to draw."""
     scale: Literal["linear", "log"] = "linear"
     """How numbers are spread; log: as many between 1e-4 and 1e-3 as between 1e-3 and 1e-2."""

@@ -1,7 +1,8 @@
 """Rows. Importing this package registers every table."""
 
+from service.shared.db.models.api_keys import ApiKey
 from service.shared.db.models.artifacts import Artifact
-from service.shared.db.models.base import Base
+from service.shared.db.models.base import Base, OfProject
 from service.shared.db.models.checkpoints import Checkpoint, CheckpointFile
 from service.shared.db.models.comparisons import Comparison, ComparisonFile
 from service.shared.db.models.datasets import Dataset
@@ -15,6 +16,7 @@ from service.shared.db.models.uploads import Upload, UploadPart
 from service.shared.db.models.workers import Worker
 
 __all__ = [
+    "ApiKey",
     "Artifact",
     "Attempt",
     "Base",
@@ -33,6 +35,7 @@ __all__ = [
     "MetricPoint",
     "Model",
     "ModelFile",
+    "OfProject",
     "Prediction",
     "Sweep",
     "Upload",

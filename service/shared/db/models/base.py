@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import JSON, DateTime, Dialect, MetaData, String, Text, TypeDecorator
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sam3_lora.events import finite
 
@@ -99,6 +99,15 @@ class StorableJson(TypeDecorator[Any]):
 
 
 Id = StorableName(48)
+DEFAULT_PROJECT = "default"
+ALL_PROJECTS = "all_projects"
+"""Execution option of a statement that has to see every project, such as one about the queue."""
+
+
+class OfProject:
+    """Mixed into a row that belongs to a project: transactions of a project see no other's (`unit_of_work`)."""
+
+    project: Mapped[str] = mapped_column(StorableName(64), server_default=DEFAULT_PROJECT)
 
 
 class Base(DeclarativeBase):

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from service.shared.db.models.base import Base, Id, StorableName
+from service.shared.db.models.base import Base, Id, OfProject, StorableName
 from service.shared.db.models.jobs import Name
 from service.shared.db.models.work import Work
 
@@ -22,13 +22,14 @@ class ComparisonFile(Base):
     storage_key: Mapped[str] = mapped_column(StorableName(300), index=True)
 
 
-class Comparison(Work, Base):
+class Comparison(OfProject, Work, Base):
     """It outlives its models and its dataset: what it needs to tell of them it keeps itself."""
 
     __tablename__ = "comparisons"
     __table_args__ = (
         Index(None, "state", "created_at", "id"),
         Index(None, "created_at", "id"),
+        Index(None, "project", "created_at", "id"),
         Index(None, "dataset_id"),
         Index(None, "first_model"),
         Index(None, "second_model"),

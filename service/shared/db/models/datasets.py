@@ -6,18 +6,19 @@ from typing import Any
 from sqlalchemy import BigInteger, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.shared.db.models.base import Base, Id, StorableJson, StorableName
+from service.shared.db.models.base import Base, Id, OfProject, StorableJson, StorableName
 from service.shared.db.models.jobs import Name, stored_enum
 from service.shared.states import DatasetState
 
 
-class Dataset(Base):
+class Dataset(OfProject, Base):
     """One uploaded archive. It is checked under a lease like a job's: `epoch` fences the checking worker."""
 
     __tablename__ = "datasets"
     __table_args__ = (
         Index(None, "state", "created_at", "id"),
         Index(None, "created_at", "id"),
+        Index(None, "project", "created_at", "id"),
         Index(None, "sha256"),
         Index(None, "storage_key"),
     )

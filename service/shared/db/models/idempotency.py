@@ -15,6 +15,8 @@ class IdempotencyKey(Base):
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index(None, "created_at"),)
 
+    project: Mapped[str] = mapped_column(StorableName(64), primary_key=True, server_default="")
+    """Of the request; "" where no keys are asked for, or of one who may see all projects."""
     operation: Mapped[str] = mapped_column(StorableName(48), primary_key=True)
     key: Mapped[str] = mapped_column(StorableName(255), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(StorableName(64))

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Enum, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.shared.db.models.base import Base, Id, StorableName
+from service.shared.db.models.base import Base, Id, OfProject, StorableName
 from service.shared.states import JobRequest, JobState
 
 Name = StorableName(200)
@@ -21,7 +21,7 @@ def stored_enum(kind: type[Any], length: int = 24) -> Enum:
     return Enum(kind, native_enum=False, create_constraint=False, length=length, values_callable=_values)
 
 
-class Job(Base):
+class Job(OfProject, Base):
     """One training job: the truth about it, and the outbox of its announcement to workers.
 
     `epoch` is the fencing token: each claim raises it, each later write of that worker carries it.
@@ -48,7 +48,6 @@ class Job(Base):
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(Name)
-    project: Mapped[str] = mapped_column(StorableName(64), server_default="default")
     state: Mapped[JobState] = mapped_column(stored_enum(JobState))
     status_reason: Mapped[str | None]
     phase: Mapped[str | None] = mapped_column(Name)

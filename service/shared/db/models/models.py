@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from service.shared.db.models.base import Base, Id, StorableName
+from service.shared.db.models.base import Base, Id, OfProject, StorableName
 from service.shared.db.models.jobs import Name
 from service.shared.db.models.work import Work
 
@@ -23,9 +23,13 @@ class ModelFile(Base):
     storage_key: Mapped[str] = mapped_column(StorableName(300), index=True)
 
 
-class Model(Base):
+class Model(OfProject, Base):
     __tablename__ = "models"
-    __table_args__ = (Index(None, "created_at", "id"), Index(None, "base_model", "created_at", "id"))
+    __table_args__ = (
+        Index(None, "created_at", "id"),
+        Index(None, "project", "created_at", "id"),
+        Index(None, "base_model", "created_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     job_id: Mapped[str | None] = mapped_column(Id, ForeignKey("jobs.id", ondelete="SET NULL"), index=True)

@@ -5,11 +5,11 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.shared.db.models.base import Base, Id, StorableName
+from service.shared.db.models.base import Base, Id, OfProject, StorableName
 from service.shared.db.models.work import Work
 
 
-class Prediction(Work, Base):
+class Prediction(OfProject, Work, Base):
     __tablename__ = "predictions"
     __table_args__ = (Index(None, "state", "created_at", "id"), Index(None, "created_at"))
 

@@ -5,11 +5,11 @@ from datetime import datetime
 from sqlalchemy import BigInteger, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.shared.db.models.base import Base, Id, StorableName
+from service.shared.db.models.base import Base, Id, OfProject, StorableName
 from service.shared.db.models.jobs import Name
 
 
-class Upload(Base):
+class Upload(OfProject, Base):
     """A file that arrives in parts of `part_bytes`, in any order; the last may be shorter."""
 
     __tablename__ = "uploads"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, select
 
-from service.shared.db.models import Checkpoint, CheckpointFile
+from service.shared.db.models import Checkpoint, CheckpointFile, Job
 from service.shared.db.repositories.fencing import write_fenced
 from service.shared.errors import NotFoundError
 from service.shared.ids import new_id
@@ -109,7 +109,7 @@ class CheckpointRepository:
         Raises:
             NotFoundError: if there is none.
         """
-        checkpoint = self._session.get(Checkpoint, checkpoint_id)
+        checkpoint = self.find(checkpoint_id)
         if checkpoint is None:
             raise NotFoundError(f"There is no checkpoint {checkpoint_id!r}; a newer one may have taken its place.")
         return checkpoint
@@ -128,7 +128,9 @@ class CheckpointRepository:
 
     def find(self, checkpoint_id: str) -> Checkpoint | None:
         """A published checkpoint."""
-        return self._session.get(Checkpoint, checkpoint_id)
+        # Beside its job, which says whose it is.
+        of_job = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id)
+        return self._session.scalars(of_job.where(Checkpoint.id == checkpoint_id)).one_or_none()
 
     def known_keys(self, keys: Sequence[str]) -> set[str]:
         """Those of the storage keys that a published checkpoint names."""
@@ -142,7 +144,7 @@ class CheckpointRepository:
         Raises:
             NotFoundError: if there is no such checkpoint or file.
         """
-        file = self._session.get(CheckpointFile, (checkpoint_id, name))
+        file = None if self.find(checkpoint_id) is None else self._session.get(CheckpointFile, (checkpoint_id, name))
         if file is None:
             raise NotFoundError(f"There is no file {name!r} in a checkpoint {checkpoint_id!r}.")
         return file

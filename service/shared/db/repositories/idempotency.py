@@ -13,15 +13,17 @@ from service.shared.db.models import IdempotencyKey
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
 
 
 class IdempotencyRepository:
-    def __init__(self, session: Session, clock: Clock) -> None:
+    def __init__(self, session: Session, clock: Clock, project: str) -> None:
         self._session = session
         self._clock = clock
+        self._project = project
 
     def reserve(self, operation: str, requests: Mapping[str, str]) -> set[str]:
         """Take keys for this transaction, waiting for others that have them; those that were not yet used.
@@ -33,28 +35,41 @@ class IdempotencyRepository:
         dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
         rows = [
             # In one order by everybody, so that nobody waits for each other.
-            {"operation": operation, "key": key, "request_sha256": requests[key], "response": {}, "created_at": now}
+            {
+                "project": self._project,
+                "operation": operation,
+                "key": key,
+                "request_sha256": requests[key],
+                "response": {},
+                "created_at": now,
+            }
             for key in sorted(requests)
         ]
-        new = dialect.insert(IdempotencyKey).on_conflict_do_nothing(index_elements=["operation", "key"])
+        new = dialect.insert(IdempotencyKey).on_conflict_do_nothing(index_elements=["project", "operation", "key"])
         return set(self._session.scalars(new.returning(IdempotencyKey.key), rows)) if rows else set()
 
     def get_all(self, operation: str, keys: Collection[str]) -> dict[str, IdempotencyKey]:
         """Rows of those of the keys that are used, by key."""
-        query = select(IdempotencyKey).where(IdempotencyKey.operation == operation, IdempotencyKey.key.in_(keys))
+        query = select(IdempotencyKey).where(*self._these(operation, keys))
         return {row.key: row for row in self._session.scalars(query)} if keys else {}
 
     def complete(self, operation: str, responses: Mapping[str, dict[str, Any]]) -> None:
         """Keep the answers under keys that this transaction has reserved."""
-        rows = [{"operation": operation, "key": key, "response": response} for key, response in responses.items()]
+        rows = [
+            {"project": self._project, "operation": operation, "key": key, "response": response}
+            for key, response in responses.items()
+        ]
         if rows:
             self._session.execute(update(IdempotencyKey), rows)
 
     def release(self, operation: str, keys: Collection[str]) -> None:
         """Give up keys that this transaction has reserved."""
         if keys:
-            these = (IdempotencyKey.operation == operation, IdempotencyKey.key.in_(keys))
-            self._session.execute(delete(IdempotencyKey).where(*these))
+            self._session.execute(delete(IdempotencyKey).where(*self._these(operation, keys)))
+
+    def _these(self, operation: str, keys: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+        own = IdempotencyKey.project == self._project
+        return own, IdempotencyKey.operation == operation, IdempotencyKey.key.in_(keys)
 
     def forget(self, older_than_s: float, operation: str | None = None) -> None:
         """Forget keys that were used longer ago; with `operation`, its own only."""

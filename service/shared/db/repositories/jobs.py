@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, case, delete, false, func, insert, not_, or_, select, update
 
 from service.shared.db.models import Artifact, Attempt, Base, Checkpoint, Dataset, Job, JobLabel
-from service.shared.db.repositories.events import EventRepository, NewEvent
+from service.shared.db.repositories.events import EventRepository, NewEvent, Numbered
 from service.shared.db.repositories.fencing import returning_job
 from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
@@ -66,14 +66,14 @@ class JobRepository:
             }
         )
 
-    def get(self, job_id: str, *, lock: bool = False) -> Job:
-        """The job; with `lock`, nobody else changes it until the transaction ends.
+    def get(self, job_id: str, *, lock: bool = False, shared: bool = False) -> Job:
+        """The job; with `lock`, nobody else changes it until the transaction ends, nor locks it unless `shared`.
 
         Raises:
             NotFoundError: if there is none, or it was deleted.
         """
         query = select(Job).where(Job.id == job_id, _THERE).execution_options(populate_existing=lock)
-        job = self._session.scalars(query.with_for_update() if lock else query).one_or_none()
+        job = self._session.scalars(query.with_for_update(read=shared) if lock else query).one_or_none()
         if job is None:
             raise unknown_job(job_id)
         return job
@@ -226,6 +226,7 @@ class JobRepository:
             data={"worker": worker_id},
             changes=self._lease(worker_id, device, now),
         )
+        self._note_datasets(job)
         self._session.execute(
             insert(Attempt).values(
                 job_id=job.id,
@@ -238,32 +239,52 @@ class JobRepository:
         )
         return job
 
+    def _note_datasets(self, job: Job) -> None:
+        """Complete `resolved` with the hashes of datasets that were still being fetched when the job was created."""
+        ids = {"dataset_sha256": job.dataset_id, "validation_dataset_sha256": job.validation_dataset_id}
+        missing = {name: dataset_id for name, dataset_id in ids.items() if job.resolved.get(name) == ""}
+        if missing:
+            hashes = select(Dataset.id, Dataset.sha256).where(Dataset.id.in_(missing.values()))
+            found = {dataset_id: sha256 for dataset_id, sha256 in self._session.execute(hashes)}  # noqa: C416 - typed
+            job.resolved = job.resolved | {name: found.get(str(id_), "") for name, id_ in missing.items()}
+            self._session.flush()
+
     def release_waiting(self, dataset_id: str, *, valid: bool) -> Sequence[str]:
         """Move the jobs that wait for a dataset's check alone to `queued`, or all to `failed`; the ids now queued."""
+        waiting = (_uses(dataset_id), Job.state == JobState.VALIDATING_FILES)
         # The rows are locked first: of two datasets that become ready at once, the later one sees the earlier.
-        waiting = self._session.scalars(
-            select(Job.id).where(_uses(dataset_id), Job.state == JobState.VALIDATING_FILES).with_for_update()
+        self._session.execute(select(Job.id).where(*waiting).order_by(Job.id).with_for_update())
+        if not valid:
+            error = {
+                "code": "dataset_invalid",
+                "message": f"Dataset {dataset_id} did not pass its check.",
+                "hint": f"Read /v1/datasets/{dataset_id}/validation, correct the data and upload it again.",
+                "retryable": False,
+                "attempt": 0,
+            }
+            now = self._clock.now()
+            ended = {"finished_at": now, "next_publish_at": None, "error": error}
+            self._move_all(waiting, JobState.FAILED, "Dataset is not valid", ended, "error")
+            return []
+        unchecked = select(Dataset.id).where(Dataset.state != DatasetState.READY, Dataset.id != dataset_id)
+        still = or_(Job.dataset_id.in_(unchecked), func.coalesce(Job.validation_dataset_id.in_(unchecked), false()))
+        now = self._clock.now()
+        queued = {"queued_at": now, "next_publish_at": now}
+        return self._move_all((*waiting, not_(still)), JobState.QUEUED, "Dataset is valid", queued, "info")
+
+    def _move_all(
+        self, which: Sequence[ColumnElement[bool]], to: JobState, reason: str, changes: dict[str, Any], level: str
+    ) -> Sequence[str]:
+        """Move jobs that wait for a check, however many, with an event each; their ids."""
+        values = {**changes, "state": to, "status_reason": reason, "updated_at": self._clock.now(), "phase": None}
+        statement = update(Job).where(*which).values(**values, last_event_seq=Job.last_event_seq + 1)
+        moved = self._session.execute(
+            statement.returning(Job.id, Job.last_event_seq, Job.attempt),
+            execution_options={"synchronize_session": False},
         ).all()
-        if valid:
-            unchecked = select(Dataset.id).where(Dataset.state != DatasetState.READY, Dataset.id != dataset_id)
-            both = or_(Job.dataset_id.in_(unchecked), Job.validation_dataset_id.in_(unchecked))
-            still = set(self._session.scalars(select(Job.id).where(Job.id.in_(waiting), both)))
-            waiting = [job_id for job_id in waiting if job_id not in still]
-        for job_id in waiting:
-            if valid:
-                self.move(job_id, JobState.QUEUED, Actor.INGEST, reason="Dataset is valid")
-            else:
-                error = {
-                    "code": "dataset_invalid",
-                    "message": f"Dataset {dataset_id} did not pass its check.",
-                    "hint": f"Read /v1/datasets/{dataset_id}/validation, correct the data and upload it again.",
-                    "retryable": False,
-                    "attempt": 0,
-                }
-                self.move(
-                    job_id, JobState.FAILED, Actor.INGEST, reason="Dataset is not valid", changes={"error": error}
-                )
-        return waiting if valid else []
+        event = NewEvent("status", reason, {"status": to}, level)
+        self._events.store_all({Numbered(*row): [event] for row in moved})
+        return [row.id for row in moved]
 
     def due(self, limit: int, *, republish_s: float) -> Sequence[str]:
         """Ids of queued jobs whose announcement is due; each is next due after `republish_s`."""

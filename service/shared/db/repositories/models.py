@@ -34,6 +34,7 @@ class ModelRepository:
         model = Model(
             id=new_id("model"),
             job_id=job.id,
+            project=job.project,
             name=job.name,
             base_model=job.base_model,
             epoch=checkpoint.epoch,

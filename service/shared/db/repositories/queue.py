@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, or_, select
 
 from service.shared.db.models import Dataset, Job
+from service.shared.db.models.base import ALL_PROJECTS
 from service.shared.states import LEASED, JobState
 
 if TYPE_CHECKING:
@@ -30,11 +31,22 @@ QUEUED = Job.state == JobState.QUEUED
 RECENT = 20
 
 # Asked all the time, and building a statement takes longer than running it.
-RUNNING = select(Job.project, Job.worker_id, Job.started_at, Job.progress).where(Job.state.in_(LEASED))
+# All of it is about the whole queue, whoever asks.
+EVERYBODY = {ALL_PROJECTS: True}
+RUNNING = (
+    select(Job.project, Job.worker_id, Job.started_at, Job.progress)
+    .where(Job.state.in_(LEASED))
+    .execution_options(**EVERYBODY)
+)
 _SECONDS = (Job.gpu_seconds / Job.gpus).label("seconds")
 _LAST = select(_SECONDS).where(Job.state == JobState.SUCCEEDED).order_by(Job.created_at.desc()).limit(RECENT)
-USUAL_DURATION = select(func.avg(_LAST.subquery().c.seconds))
-LINES = select(Job.priority, Job.project, func.count()).where(QUEUED).group_by(Job.priority, Job.project)
+USUAL_DURATION = select(func.avg(_LAST.subquery().c.seconds)).execution_options(**EVERYBODY)
+LINES = (
+    select(Job.priority, Job.project, func.count())
+    .where(QUEUED)
+    .group_by(Job.priority, Job.project)
+    .execution_options(**EVERYBODY)
+)
 EXACT = STEP = 200
 _NUMBER = func.row_number().over(partition_by=(Job.priority, Job.project), order_by=(Job.created_at, Job.id))
 _NUMBERED = select(Job.priority, Job.project, Job.created_at, Job.id, _NUMBER.label("number")).where(QUEUED).subquery()
@@ -42,6 +54,7 @@ MARKS = (
     select(_NUMBERED)
     .where(or_(_NUMBERED.c.number <= EXACT, _NUMBERED.c.number % STEP == 0))
     .order_by(_NUMBERED.c.number)
+    .execution_options(**EVERYBODY)
 )
 LONG_QUEUE = 1000  # jobs; counting them takes milliseconds
 JOBS_PER_S_KEPT = 20_000
@@ -70,11 +83,12 @@ class QueueMemory:
         """Whether they need not be counted again yet."""
         return self.lines is not None and now_s < self._good_until_s + grace_s
 
-    def keep(self, lines: Mapping[tuple[int, str], _Line], now_s: float) -> None:
+    def keep(self, lines: Mapping[tuple[int, str], _Line], now_s: float) -> Mapping[tuple[int, str], _Line]:
         """Remember them for a time that is worth the counting; short ones not at all."""
         length = sum(line.length for line in lines.values())
         self._good_until_s = now_s + length / JOBS_PER_S_KEPT
         self.lines = lines if length >= LONG_QUEUE else None
+        return lines
 
 
 class QueueRepository:
@@ -116,15 +130,16 @@ class QueueRepository:
     def _lines(self) -> Mapping[tuple[int, str], _Line]:
         memory, now = self._memory, self._clock.monotonic()
         known = memory.lines
-        if known is None:
-            memory.keep(lines := self._count(), now)
-            return lines
+        if known is None:  # it was short: that takes no time
+            return memory.keep(self._count(), now)
         # One counts; whoever comes meanwhile takes what was good until just now.
         if memory.is_good(now) or not memory.counting.acquire(blocking=not memory.is_good(now, GRACE_S)):
             return known
         try:
-            memory.keep(lines := self._count(), now)
-            return lines
+            now, known = self._clock.monotonic(), memory.lines
+            if known is not None and memory.is_good(now):  # another one has counted meanwhile
+                return known
+            return memory.keep(self._count(), now)
         finally:
             memory.counting.release()
 
@@ -153,6 +168,7 @@ class QueueRepository:
             .where(Job.state == JobState.SUCCEEDED, Job.base_model == base_model)
             .order_by(Job.created_at.desc())
             .limit(RECENT)
+            .execution_options(**EVERYBODY)
         )
         paces = []
         for seconds, result, report in self._session.execute(last):

@@ -1,0 +1,148 @@
+"""Who asks: the API key of a request, before anything else of it is looked at, and what its scopes allow."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from anyio import to_thread
+from fastapi import Request
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers, MutableHeaders
+
+from service.api.errors import of_database_error, of_service_error
+from service.shared.errors import ForbiddenError, ServiceError, TooManyRequestsError, UnauthorizedError
+from service.usecases.access import EVERYTHING, MAX_SECRET_LENGTH, Access, Scope, access_of, hash_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Send
+    from starlette.types import Scope as Connection
+
+    from service.shared.clock import Clock
+    from service.shared.settings import Settings
+    from service.shared.unit_of_work import Database
+
+PUBLIC = frozenset({"/livez", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
+BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
+KNOWN_FOR_S = 5.0  # how long a key that was revoked may still be taken
+MAX_KNOWN = 10_000
+USE_NOTED_EVERY = timedelta(minutes=1)
+# Of operations whose scope does not follow from their method.
+SCOPES = {
+    "predict": Scope.PREDICT,
+    "get_prediction": Scope.PREDICT,
+    "list_models": Scope.PREDICT,
+    "get_model": Scope.PREDICT,
+    "estimate_job": Scope.READ,
+    "create_api_key": Scope.KEYS,
+    "list_api_keys": Scope.KEYS,
+    "get_api_key": Scope.KEYS,
+    "rotate_api_key": Scope.KEYS,
+    "revoke_api_key": Scope.KEYS,
+    "get_me": None,
+}
+
+
+class Authentication:
+    """Gives each request its `Access`, or an error instead of an answer."""
+
+    def __init__(self, app: ASGIApp, *, database: Database, settings: Settings, clock: Clock) -> None:
+        self._app = app
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        self._known: dict[str, tuple[Access, float]] = {}
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._failures = RateLimitItemPerMinute(settings.max_failed_keys)
+        self._requests = RateLimitItemPerMinute(settings.requests_per_minute)
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state: dict[str, Any] = scope.setdefault("state", {})
+        if not self._settings.require_keys or scope["path"].removeprefix("/v1") in PUBLIC:
+            state["access"] = EVERYTHING
+            await self._app(scope, receive, send)
+            return
+        try:
+            access = await self._authenticate(scope)
+            limits = self._count(access)
+        except ServiceError as error:
+            await of_service_error(Request(scope), error)(scope, receive, send)
+            return
+        except SQLAlchemyError as error:
+            await of_database_error(Request(scope), error)(scope, receive, send)
+            return
+        state["access"] = access
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(limits)
+            await send(message)
+
+        await self._app(scope, receive, send_with_limits)
+
+    async def _authenticate(self, scope: Connection) -> Access:
+        address = (scope.get("client") or ("", 0))[0]
+        if not self._limiter.test(self._failures, "failures", address):
+            raise TooManyRequestsError("Too many wrong API keys came from this address: wait a minute.")
+        match = BEARER.fullmatch(Headers(scope=scope).get("authorization", ""))
+        if match is None:
+            raise UnauthorizedError("Send an API key, as in `Authorization: Bearer sam3_...`.")
+        secret_sha256 = hash_of(match[1][: MAX_SECRET_LENGTH + 1])
+        access, until = self._known.get(secret_sha256, (None, 0.0))
+        if access is not None and time.monotonic() < until:
+            return access
+        access = await to_thread.run_sync(self._look_up, secret_sha256)
+        if access is None:
+            self._known.pop(secret_sha256, None)
+            self._limiter.hit(self._failures, "failures", address)
+            raise UnauthorizedError("This API key is not known, or it was revoked or has expired.")
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[secret_sha256] = (access, time.monotonic() + KNOWN_FOR_S)
+        return access
+
+    def _look_up(self, secret_sha256: str) -> Access | None:
+        # Found by its hash: an index tells nobody how much of a secret was right.
+        with self._database.read() as unit:
+            key = unit.api_keys.find(secret_sha256)
+        if key is None:
+            return None
+        if key.last_used_at is None or self._clock.now() - key.last_used_at > USE_NOTED_EVERY:
+            with self._database.write() as unit:
+                unit.api_keys.note_use(key.id)
+        return access_of(key)
+
+    def _count(self, access: Access) -> dict[str, str]:
+        """Count a request of the key; the headers that tell how many it has left."""
+        whose = ("requests", access.key_id or "")
+        is_within = self._limiter.hit(self._requests, *whose)
+        window = self._limiter.get_window_stats(self._requests, *whose)
+        if not is_within:
+            raise TooManyRequestsError(f"This key may make {self._requests.amount} requests a minute: slow down.")
+        left_s = max(0, round(window.reset_time - time.time()))
+        return {
+            "RateLimit-Policy": f'"key";q={self._requests.amount};w=60',
+            "RateLimit": f'"key";r={window.remaining};t={left_s}',
+        }
+
+
+async def authorised(request: Request) -> Access:
+    """What the request may do.
+
+    Raises:
+        ForbiddenError: if its key does not have the scope that the operation needs.
+    """
+    access: Access = request.scope["state"]["access"]
+    name = request.scope["route"].name
+    needed = SCOPES.get(name, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
+    if needed is not None and not access.allows(needed):
+        raise ForbiddenError(f"This API key lacks the scope {needed.value!r}, which the operation needs.")
+    return access
