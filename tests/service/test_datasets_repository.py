@@ -4,10 +4,11 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import event
 
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
-from service.shared.states import DatasetState
-from tests.service.conftest import FakeClock, add_dataset
+from service.shared.states import DatasetState, JobState
+from tests.service.conftest import FakeClock, add_dataset, add_job
 
 if TYPE_CHECKING:
     from service.shared.db.models import Dataset
@@ -114,3 +115,39 @@ def test_a_renewed_lease_is_not_reaped(database: Database) -> None:
         unit.datasets.heartbeat(dataset.id, dataset.epoch)
     with pytest.raises(StateConflictError), database.write() as unit:
         unit.datasets.reap(lease)
+
+
+def test_a_check_releases_many_jobs_with_the_statements_of_few(database: Database) -> None:
+    counts = []
+    for count in (2, 40):
+        dataset = add_dataset(database, DatasetState.PROCESSING)
+        other = add_dataset(database, DatasetState.PROCESSING)
+        ready = [add_job(database, dataset, state=JobState.VALIDATING_FILES) for _ in range(count)]
+        waits = add_job(database, dataset, state=JobState.VALIDATING_FILES, validation_dataset_id=other)
+        statements: list[str] = []
+
+        def note(
+            _connection: object, _cursor: object, statement: str, *_: object, seen: list[str] = statements
+        ) -> None:
+            seen.append(statement)
+
+        event.listen(database.engine, "before_cursor_execute", note)
+        try:
+            with database.write() as unit:
+                assert set(unit.jobs.release_waiting(dataset, valid=True)) == set(ready)
+        finally:
+            event.remove(database.engine, "before_cursor_execute", note)
+        counts.append(len(statements))
+        with database.read() as unit:
+            jobs = [unit.jobs.get(job_id) for job_id in ready]
+            assert {job.state for job in jobs} == {JobState.QUEUED}
+            assert all(job.queued_at and job.next_publish_at for job in jobs)
+            assert unit.jobs.get(waits).state is JobState.VALIDATING_FILES
+            assert [each.seq for each in unit.events.list(ready[0])] == [1, 2]
+            assert unit.events.list(ready[0])[1].data == {"status": "queued"}
+        with database.write() as unit:
+            assert unit.jobs.release_waiting(other, valid=False) == []
+            failed = unit.jobs.get(waits)
+            assert (failed.state, (failed.error or {})["code"]) == (JobState.FAILED, "dataset_invalid")
+            assert failed.finished_at is not None
+    assert counts[0] == counts[1] <= 5

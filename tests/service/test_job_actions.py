@@ -372,3 +372,18 @@ def test_the_priority_of_an_ended_job_cannot_change_but_its_name_can(api: Api) -
     api.client.post(f"{url}/cancel")
     assert_problem(api.client.patch(url, json={"priority": 1, "name": "x"}), 409, "state_conflict")
     assert api.client.patch(url, json={"name": "done", "priority": 50}).json()["name"] == "done"
+
+
+def test_a_job_that_was_asked_to_stop_is_not_paused(database: Database) -> None:
+    job_id = add_job(database)
+    claim(database)
+    take(database, JobAction.STOP, job_id)
+    with pytest.raises(StateConflictError, match="will end soon"):
+        take(database, JobAction.PAUSE, job_id)
+    assert read(database, job_id).request is JobRequest.STOP
+
+
+def test_a_claim_completes_the_hash_of_a_dataset_that_was_still_to_be_fetched(database: Database) -> None:
+    job_id = add_job(database, resolved={"config": {}, "dataset_sha256": ""})
+    assert claim(database).resolved["dataset_sha256"] == "0" * 64
+    assert read(database, job_id).resolved["dataset_sha256"] == "0" * 64

@@ -17,7 +17,7 @@ from service.api.waiting import requested_wait
 from service.shared.errors import NotFoundError
 from service.shared.states import JobState
 from service.usecases.actions import cancel_job, delete_job
-from tests.service.conftest import Api, add_job, assert_problem
+from tests.service.conftest import Api, add_dataset, add_job, assert_problem, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,3 +179,45 @@ def test_a_watch_survives_the_database_and_hears_of_a_deletion(database: Databas
             await waiting
 
     asyncio.run(follow())
+
+
+def test_at_the_end_of_a_long_poll_the_place_in_the_queue_is_that_of_then(api: Api) -> None:
+    dataset = add_dataset(api.database)
+    ahead, mine = add_job(api.database, dataset), add_job(api.database, dataset)
+    url = f"/v1/jobs/{mine}"
+    answers: list[httpx.Response] = []
+    thread = meanwhile(lambda: answers.append(api.client.get(url, headers={"Prefer": "wait=2"})))
+    while not api.watch._waiting:
+        time.sleep(0.01)
+    with api.database.write() as unit:
+        cancel_job(unit, ahead)
+    thread.join()
+    assert answers[0].json()["queue"]["jobs_ahead"] == 0
+
+
+def test_a_server_that_shuts_down_answers_its_long_polls(settings: Settings) -> None:
+    answers: list[httpx.Response] = []
+    with served(settings) as api:
+        url = f"{api.client.base_url}/v1/jobs/{add_job(api.database)}"
+        started = time.monotonic()
+        thread = meanwhile(lambda: answers.append(httpx.get(url, headers={"Prefer": "wait=50"}, timeout=60)))
+        while not api.watch._waiting:
+            time.sleep(0.01)
+    thread.join()
+    assert (answers[0].status_code, answers[0].json()["status"]) == (200, "queued")
+    assert time.monotonic() - started < 8
+
+
+def test_views_that_are_kept_take_bounded_memory(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.job_views.MAX_KEPT_BYTES", 10_000)
+    jobs = [add_job(database, name="x" * 200) for _ in range(12)]
+    watch = JobWatch(database, settings)
+
+    async def look() -> None:
+        for job_id in [*jobs, *jobs]:
+            assert (await watch.look(job_id)).id == job_id
+
+    asyncio.run(look())
+    assert 0 < watch._kept_bytes == sum(len(kept.view.content) for kept in watch._kept.values()) <= 10_000

@@ -342,3 +342,48 @@ def test_a_failing_commit_is_never_a_success(api: Api) -> None:
     assert count_jobs(api) == 0
     assert not api.queue.rings
     assert create(api, dataset_id=dataset)["status"] == "queued"
+
+
+@pytest.mark.parametrize("field", [("dataset", "limit_images"), ("evaluation", "max_images")])
+def test_a_number_that_no_answer_could_hold_is_refused_before_anything_is_stored(
+    api: Api, field: tuple[str, str]
+) -> None:
+    section, name = field
+    config = {section: {name: 10**30}}
+    answer = api.client.post("/v1/jobs", json=body(dataset_id=add_dataset(api.database), config=config))
+    assert_problem(answer, 422, "invalid_request")
+    assert api.client.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("name", ["created_after", "created_before"])
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+def test_a_time_outside_the_calendar_is_refused(api: Api, name: str, time: str) -> None:
+    assert_problem(api.client.get("/v1/jobs", params={name: time}), 422, "invalid_request")
+
+
+def test_tags_count_once(api: Api) -> None:
+    job = create(api, tags=["a", "b", "a"])
+    assert job["tags"] == ["a", "b"]
+    patched = api.client.patch(f"/v1/jobs/{job['id']}", json={"tags": ["c", "c"]})
+    assert patched.json()["tags"] == ["c"]
+
+
+def test_a_merge_patch_may_say_what_it_is(api: Api) -> None:
+    url = f"/v1/jobs/{create(api)['id']}"
+    headers = {"Content-Type": "application/merge-patch+json"}
+    assert api.client.patch(url, content=b'{"name": "new"}', headers=headers).json()["name"] == "new"
+    assert_problem(api.client.post("/v1/jobs", content=b"{}", headers=headers), 415, "unsupported_media_type")
+
+
+def test_if_match_refuses_what_others_changed_and_not_what_moved_by_itself(api: Api) -> None:
+    ahead, mine = create(api), create(api)
+    url = f"/v1/jobs/{mine['id']}"
+    tag = api.client.get(url).headers["etag"]
+    api.client.post(f"/v1/jobs/{ahead['id']}/cancel")
+    assert api.client.get(url).headers["etag"] != tag  # its place in the queue is another
+    changed = api.client.patch(url, json={"priority": 60}, headers={"If-Match": tag})
+    assert changed.status_code == 200
+    refused = api.client.patch(url, json={"priority": 70}, headers={"If-Match": tag})
+    assert_problem(refused, 412, "precondition_failed")
+    assert api.client.patch(url, json={"priority": 70}, headers={"If-Match": "*"}).status_code == 200
+    assert api.client.patch(url, json={"priority": 80}, headers={"If-Match": '"x"'}).status_code == 412

@@ -16,11 +16,14 @@ from service.api.job_creation import JobCreation
 from service.api.schemas.jobs import JobCreate, job_spec
 from service.shared.errors import IdempotencyKeyReusedError, InvalidRequestError
 from service.shared.states import DatasetState, JobState
+from service.shared.storage import Storage
 from service.usecases.idempotency import Answer, Keyed, fingerprint
 from tests.service.conftest import Api, add_dataset
+from tests.service.results import add_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from service.shared.settings import Settings
     from service.shared.unit_of_work import Database
@@ -243,3 +246,35 @@ def test_a_batch_that_fails_fails_for_all_of_it_and_for_nobody_else() -> None:
         assert await batcher.ask(3) == 3
 
     asyncio.run(ask())
+
+
+def test_one_locked_dataset_keeps_no_other_job_waiting_for_long(database: Database, creation: JobCreation) -> None:
+    if database.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite locks no rows")
+    held, free = add_dataset(database, DatasetState.READY), add_dataset(database, DatasetState.READY)
+    with database.write() as unit:
+        unit.datasets.get(held, lock=True)
+        refused, made = creation._create(database, [wanted(held), wanted(free, name="free")])
+    assert isinstance(refused, OperationalError)
+    assert isinstance(made, Answer)
+    assert names(database) == ["free"]
+
+
+def test_jobs_from_the_same_adapters_in_another_order_do_not_wait_for_each_other(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    if database.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite locks no rows")
+    storage = Storage(settings)
+    sources = []
+    for _ in range(2):
+        model = add_model(database, storage, tmp_path)
+        with database.read() as unit:
+            sources.append(unit.models.get(model).job_id)
+    ready = add_dataset(database, DatasetState.READY)
+    batches = [[wanted(ready, init_from={"job_id": source}) for source in order] for order in (sources, sources[::-1])]
+    creations = [JobCreation(database, settings) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            done = list(pool.map(lambda pair: pair[0]._create(database, pair[1]), zip(creations, batches, strict=True)))
+            assert all(isinstance(answer, Answer) for answers in done for answer in answers)

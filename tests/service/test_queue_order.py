@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -226,3 +227,44 @@ def test_while_one_counts_a_long_queue_others_take_what_is_known(database: Datab
         before = memory.lines
         unit.queue.jobs_ahead([job], [])
         assert memory.lines is not before
+
+
+def test_a_crowd_that_finds_old_counts_of_a_long_queue_counts_once(database: Database, clock: FakeClock) -> None:
+    dataset = add_dataset(database)
+    job = new_job(dataset)
+    with database.write() as unit:
+        unit.jobs.add_all({each: [] for each in [job, *(new_job(dataset) for _ in range(LONG_QUEUE))]})
+    with database.read() as unit:
+        unit.queue.jobs_ahead([job], [])
+    clock.advance(3600)
+    counts: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "row_number" in statement:
+            counts.append(statement)
+
+    def look(_number: int) -> dict[str, int]:
+        with database.read() as unit:
+            return unit.queue.jobs_ahead([job], [])
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(look, range(8))) == [{job.id: 0}] * 8
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+    assert len(counts) == 1
+
+
+def test_a_trainer_that_promises_eternity_breaks_no_look_at_the_queue(database: Database, settings: Settings) -> None:
+    dataset = add_dataset(database)
+    first = add_job(database, dataset)
+    with database.write() as unit:
+        unit.workers.beat("w-1", kind="gpu", host="h", pid=1, device="CPU")
+    claim(database)
+    second = add_job(database, dataset)
+    with database.write() as unit:
+        unit.attempts.report(first, 1, progress={"eta_s": 1e300})
+    with database.read() as unit:
+        place = places(unit, settings, [unit.jobs.get(second)])[second]
+    assert (place.jobs_ahead, place.estimated_start_at) == (0, None)

@@ -115,3 +115,13 @@ def test_what_cannot_be_is_named_and_leaves_nothing(api: Api, values: dict[str, 
     assert api.client.get("/v1/jobs").json()["data"] == []
     assert api.client.get("/v1/sweeps").json()["data"] == []
     assert api.queue.rings == []
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [{"min": 1, "max": 10**400, "scale": "log"}, {"min": 0.5, "max": 10**400}, {"min": -(10**400), "max": 1}],
+)
+def test_numbers_that_cannot_be_drawn_are_refused(api: Api, drawn: dict[str, Any]) -> None:
+    asked = sweep(api, method="random", trials=2, parameters={"training.learning_rate": drawn})
+    assert_problem(api.client.post("/v1/sweeps", json=asked), 422, "invalid_request")
+    assert api.client.get("/v1/sweeps").json()["data"] == []

@@ -16,6 +16,7 @@ import pytest
 
 from sam3_lora import child
 from sam3_lora.events import Event, EventType
+from sam3_lora.training.launch import Crew
 from tests.training.trainers import LEASE_S, Trainer
 
 TWO = ("--processes", "2")
@@ -249,3 +250,23 @@ def test_processes_are_not_started_within_torchruns(tmp_path: Path):
         )
         assert done.returncode == child.EXIT_CONFIG
         assert "--processes" in done.stderr
+
+
+def test_how_followers_leave_no_longer_matters_once_there_is_a_result():
+    class Failed:
+        has_failed = True
+
+        def failure(self):
+            return Event(EventType.ERROR, "crashed while leaving")
+
+        def blamelessness(self):
+            return 0
+
+    told = []
+    for has_result in (True, False):
+        crew = Crew(1, on_failure=told.append)
+        crew._followers = [Failed()]
+        if has_result:
+            crew.has_result()
+        crew._watch()
+        assert len(told) == (0 if has_result else 1)
