@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -255,12 +256,11 @@ def test_processes_are_not_started_within_torchruns(tmp_path: Path):
 def test_how_followers_leave_no_longer_matters_once_there_is_a_result():
     class Failed:
         has_failed = True
+        _error = Event(EventType.ERROR, "crashed while leaving", {"code": "internal"})
+        _process = SimpleNamespace(returncode=1)
 
         def failure(self):
-            return Event(EventType.ERROR, "crashed while leaving")
-
-        def blamelessness(self):
-            return 0
+            return self._error
 
     told = []
     for has_result in (True, False):
