@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     """Listen on an address that other machines reach although the API asks nobody for a key."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
+    pulse_file: Path | None = None
+    """File that the worker or reconciler which reads this touches as it goes round, for a probe that looks at its age
+    (`python -m service.shared.pulse FILE`); a process each. Unset: none."""
 
     heartbeat_interval_s: float = Field(5, gt=0)
     """Seconds between a worker's renewals of its lease."""
@@ -150,7 +153,7 @@ class Settings(BaseSettings):
     checkpoint_from_hub: bool = False
     """Fetch the official weights from the hub (gated: needs an account that was granted access)."""
 
-    @field_validator("data_dir", "checkpoint")
+    @field_validator("data_dir", "checkpoint", "pulse_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
