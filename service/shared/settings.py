@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.shared import pulse
 from service.shared.errors import SettingsError
 
 PREFIX = "SAM3_"
@@ -237,6 +238,11 @@ class Settings(BaseSettings):
         if self.heartbeat_interval_s * 2 > self.self_fence_s:
             raise ValueError(
                 "heartbeat_interval_s must be at most half of self_fence_s: one late beat is not a failure"
+            )
+        if self.pulse_file is not None and self.heartbeat_interval_s * 2 > pulse.MAX_AGE_S:
+            raise ValueError(
+                f"heartbeat_interval_s must be at most {pulse.MAX_AGE_S / 2:g} with a pulse_file: a probe takes "
+                f"{pulse.MAX_AGE_S:g} s without a beat for a hang"
             )
         if not is_loopback(self.host) and not self.allow_unauthenticated_network:
             raise ValueError(

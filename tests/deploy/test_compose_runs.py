@@ -1,4 +1,4 @@
-"""What docker-compose.yml and the Dockerfile say is run, as plain processes: a job from upload to prediction.
+"""What docker-compose.yml and the Dockerfile say is run, as plain processes: a job from upload to a model.
 
 The commands, environments and health checks are read from the files. Names of other services become this host's
 address, and the containers' folders become folders of the test; nothing else is changed. Training happens on a second
@@ -8,6 +8,7 @@ host where the system permits one: other network, no process and no file of the 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -162,6 +163,13 @@ def _end(deployment: Deployment) -> None:
 
 
 @pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("drawn") / "shapes.zip"
+    draw([str(path), "--train", "4", "--valid", "1", "--concepts", "heart", "cross"])
+    return path
+
+
+@pytest.fixture(scope="module")
 def client(deployment: Deployment) -> Iterator[httpx.Client]:
     wait_until(lambda: deployment.health("api"), 60)
     with httpx.Client(base_url=f"{deployment.url}/v1", timeout=60) as client:
@@ -174,9 +182,7 @@ def test_every_container_becomes_healthy(deployment: Deployment, client: httpx.C
     wait_until(lambda: httpx.get(f"{deployment.url}/readyz").json()["status"] == "ok", 60)
 
 
-def test_a_job_goes_from_upload_to_prediction(deployment: Deployment, client: httpx.Client, tmp_path: Path) -> None:
-    archive = tmp_path / "shapes.zip"
-    draw([str(archive), "--train", "4", "--valid", "1", "--concepts", "heart", "cross"])
+def test_a_job_goes_from_upload_to_a_model(client: httpx.Client, deployment: Deployment, archive: Path) -> None:
     with archive.open("rb") as file:
         dataset = client.post("/datasets", data={"name": "shapes"}, files={"file": file}).raise_for_status().json()
     body = {"name": "first", "base_model": "sam3-tiny", "dataset_id": dataset["id"], "config": QUICK}
@@ -187,9 +193,16 @@ def test_a_job_goes_from_upload_to_prediction(deployment: Deployment, client: ht
         time.sleep(0.5)
         job = client.get(f"/jobs/{job['id']}").raise_for_status().json()
     assert job["status"] == "succeeded", (job["error"], client.get(f"/jobs/{job['id']}/logs").text)
+    adapter = client.get(f"/models/{job['result']['model_id']}/export").raise_for_status().content
+    assert "adapter_config.json" in zipfile.ZipFile(io.BytesIO(adapter)).namelist()
+
+
+@pytest.mark.slow
+def test_the_model_predicts(client: httpx.Client, archive: Path) -> None:
+    (model,) = client.get("/models").raise_for_status().json()["data"]
     image = zipfile.ZipFile(archive).read("valid/scene_0001.jpg")
     form = {"file": image, "prompt": (None, "heart"), "min_score": (None, "0")}
-    answer = client.post(f"/models/{job['result']['model_id']}/predict", files=form)
+    answer = client.post(f"/models/{model['id']}/predict", files=form)
     assert answer.raise_for_status().json()["results"][0]["detections"]
 
 

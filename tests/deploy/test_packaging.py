@@ -77,10 +77,9 @@ def answers(url: str) -> bool:
 
 
 def test_a_worker_without_pytorch_does_not_start() -> None:
-    for queue in ("gpu", "cpu", "predict"):
-        ended = run("worker.app", "--queue", queue)
-        assert ended.returncode == 1
-        assert "pip install 'sam3-lora-service[train]'" in ended.stderr
+    ended = run("worker.app", "--queue", "cpu")
+    assert ended.returncode == 1
+    assert "pip install 'sam3-lora-service[train]'" in ended.stderr
 
 
 def test_the_command_line_without_pytorch_says_what_to_install(tmp_path: Path) -> None:
