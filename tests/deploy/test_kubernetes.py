@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy import make_url
 from service.shared.clock import SystemClock
 from service.shared.db.migrate import upgrade
 from service.shared.settings import Settings, load
+from service.shared.states import LEASED
 from service.shared.unit_of_work import Database
 from service.usecases.actions import cancel_job
 from tests.deploy.files import KUBERNETES, example, images, rendered
@@ -175,6 +177,7 @@ def test_workers_are_as_many_as_there_is_work(postgres_url: str) -> None:
     assert "replicas" not in of_kind("gpu", "Deployment")["gpu-worker"]["spec"]
     assert trigger["authenticationRef"]["name"] in authentication
     assert trigger["metadata"]["targetQueryValue"] == "1"
+    assert set(re.findall(r"'(\w+)'", trigger["metadata"]["query"])) == {"queued", *map(str, LEASED)}
     settings = Settings(database_url=postgres_url)
     upgrade(settings)
     database = Database(settings, SystemClock(), FakeQueue())
