@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Where only /tmp and $1 can be written and $2 is empty, with no process but its own.
+# Where only /tmp and $1 can be written and $2 is empty, with no process but its own, and no capabilities.
 ALONE = """
 set -e
 mount --bind /tmp /tmp
@@ -22,7 +22,7 @@ mount --bind "$1" "$1"
 mount -t tmpfs none "$2"
 mount -o remount,bind,ro /
 shift 2
-exec "$@"
+exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all "$@"
 """
 
 
@@ -34,7 +34,7 @@ class Hosts:
     namespace: str | None
 
     def elsewhere(self, data_dir: Path, hidden: Path, command: list[str]) -> list[str]:
-        """The command on the other host, as the first process of a system whose disk is read-only but for a folder."""
+        """The command on the other host, as the first process of a system with a read-only disk."""
         if self.namespace is None:
             return command
         alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -66,7 +66,7 @@ def two_hosts() -> Iterator[Hosts]:
         f"ip -n {name} addr add {network}.2/30 dev {name}b",
         f"ip -n {name} link set {name}b up",
         f"ip -n {name} link set lo up",
-        f"ip netns exec {name} unshare --mount --pid --fork --mount-proc true",
+        f"ip netns exec {name} unshare --mount --pid --fork --mount-proc setpriv --no-new-privs true",
     ]
     try:
         permitted = os.geteuid() == 0 and shutil.which("ip") is not None

@@ -214,7 +214,9 @@ def test_training_happened_on_another_host(deployment: Deployment, client: httpx
     here, there = Path("/proc/self"), Path(f"/proc/{deployment.main_process(TRAINER).pid}")
     for kind in ("net", "pid", "mnt"):
         assert (here / "ns" / kind).readlink() != (there / "ns" / kind).readlink()
-    assert (there / "status").read_text().split("NSpid:")[1].split()[1] == "1"  # as in a container without an init
+    status = dict(line.split(":\t", 1) for line in (there / "status").read_text().splitlines())
+    assert status["NSpid"].split()[1] == "1"  # as in a container without an init
+    assert (status["CapEff"], status["NoNewPrivs"]) == ("0" * 16, "1")
     assert list((there / f"root{deployment.folder}/here").iterdir()) == []  # no file of the API, nor of the bucket
     assert list((deployment.folder / "here" / "s3" / "blobs").iterdir()) != []
     assert {path.name for path in (deployment.data_dir(TRAINER) / "workspace").iterdir()} != set()
