@@ -440,7 +440,15 @@ def train_command() -> None:
 
 def main() -> None:
     """Entry point of the `sam3-lora` command."""
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sam3_lora"):
+            raise
+        console.print(
+            f"{error.name} is not installed: pip install 'sam3-lora-service[train]'", highlight=False, markup=False
+        )
+        sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def serve(
         if sys.platform != "linux":
             raise StartError("the embedded service needs Linux, whose kernel ends the processes of a parent that dies")
         settings = load(**{name: value for name, value in given.items() if value is not None})
+        if settings.pulse_file is not None:
+            raise StartError(f"{PREFIX}PULSE_FILE is for one process: the embedded service watches its own")
         with exclusive(settings.data_dir):
             run(settings, stop, ready_file)
     except ServiceError as error:

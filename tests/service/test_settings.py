@@ -48,6 +48,10 @@ def test_counts_of_gpus_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"self_fence_s": 25}, "two trainers"),
         ({"lease_timeout_s": 25}, "two trainers"),
         ({"heartbeat_interval_s": 11}, "half of self_fence_s"),
+        (
+            {"pulse_file": "/p", "lease_timeout_s": 200, "self_fence_s": 90, "heartbeat_interval_s": 31},
+            "at most 30 with a pulse_file",
+        ),
         ({"host": "0.0.0.0"}, "ALLOW_UNAUTHENTICATED_NETWORK"),
         ({"host": "example.org"}, "ALLOW_UNAUTHENTICATED_NETWORK"),
         ({"host": "::"}, "ALLOW_UNAUTHENTICATED_NETWORK"),
