@@ -32,6 +32,7 @@ from service.api.routes import (
     samples,
     sweeps,
     uploads,
+    webhooks,
 )
 from service.api.schemas.datasets import DatasetCreate
 from service.api.waiting import PredictionWatch
@@ -39,6 +40,7 @@ from service.shared.clock import Clock, SystemClock
 from service.shared.queue import BackgroundQueue, CeleryQueue, Queue
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
+from service.shared.vault import Vault
 from service.usecases.following import Broadcaster
 from service.version import VERSION
 
@@ -62,6 +64,7 @@ TAGS = [
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
+    {"name": "webhooks", "description": "Signed messages about what happens, sent to a URL."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -83,6 +86,7 @@ ROUTES = (
     models,
     predictions,
     comparisons,
+    webhooks,
     operations,
 )
 
@@ -121,6 +125,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         watch=JobWatch(database, settings),
         broadcaster=broadcaster,
         predictions=PredictionWatch(database),
+        vault=Vault(settings),
     )
     app.add_middleware(RequestContext)
     errors.install(app)

@@ -14,6 +14,7 @@ from service.shared.queue import Queue
 from service.shared.settings import Settings
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database, UnitOfWork
+from service.shared.vault import Vault
 from service.usecases.following import Broadcaster
 
 
@@ -30,6 +31,7 @@ class Services:
     watch: JobWatch
     broadcaster: Broadcaster
     predictions: PredictionWatch
+    vault: Vault
 
 
 async def services(request: Request) -> Services:  # not async it would be called in a thread

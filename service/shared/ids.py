@@ -6,7 +6,24 @@ from typing import Literal
 
 import uuid_utils
 
-Prefix = Literal["job", "ds", "ckpt", "evt", "req", "worker", "upload", "part", "model", "exp", "pred", "cmp", "sweep"]
+Prefix = Literal[
+    "job",
+    "ds",
+    "ckpt",
+    "evt",
+    "req",
+    "worker",
+    "upload",
+    "part",
+    "model",
+    "exp",
+    "pred",
+    "cmp",
+    "sweep",
+    "whe",
+    "whd",
+    "msg",
+]
 
 
 def new_id(prefix: Prefix) -> str:

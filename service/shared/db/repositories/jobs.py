@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+    from service.shared.db.repositories.outbox import Outbox
     from service.shared.db.repositories.queue import QueueRepository
 
     Version: TypeAlias = tuple[datetime, datetime | None, int]
@@ -37,11 +38,14 @@ NEW_LABELS = insert(Base.metadata.tables[JobLabel.__tablename__])
 
 
 class JobRepository:
-    def __init__(self, session: Session, clock: Clock, events: EventRepository, queue: QueueRepository) -> None:
+    def __init__(
+        self, session: Session, clock: Clock, events: EventRepository, queue: QueueRepository, outbox: Outbox
+    ) -> None:
         self._session = session
         self._clock = clock
         self._events = events
         self._queue = queue
+        self._outbox = outbox
 
     def add(self, job: Job, *events: NewEvent) -> Job:
         """Insert a new job in its initial state, with an event of that and these."""
@@ -65,6 +69,8 @@ class JobRepository:
                 for job, events in jobs.items()
             }
         )
+        for job in jobs:
+            self._outbox.note_job(job)
 
     def get(self, job_id: str, *, lock: bool = False) -> Job:
         """The job; with `lock`, nobody else changes it until the transaction ends.
@@ -156,6 +162,7 @@ class JobRepository:
         level = "error" if to is JobState.FAILED else "info"
         event = NewEvent("status", reason or f"Job {to}", {"status": to, **(data or {})}, level)
         self._events.store(job, [event])
+        self._outbox.note_job(job)
         return job
 
     def request(self, job_id: str, what: JobRequest, reason: str) -> Job:
