@@ -86,12 +86,12 @@ class PinnedConnection(http.client.HTTPConnection):
         if self._tls is not None:
             secure = self._tls.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
             self.sock = self._socket = secure
-            self._check()
+            self.check()
             secure.do_handshake()
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
-        """End what was severed while there was no socket to break yet."""
+    def check(self) -> None:
+        """Raise TimeoutError if the connection was severed, also while there was no socket to break yet."""
         if self.is_severed:
             raise TimeoutError("out of time")
 

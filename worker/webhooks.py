@@ -118,6 +118,7 @@ class DeliveryRunner(Runner[WebhookDelivery]):
             with connection.within(limit_s):
                 connection.request("POST", receiver.path, body, about | headers)
                 response = connection.getresponse()
+                connection.check()  # a head that was cut short reads like a whole one
                 found = {"status": response.status, "retry_after_s": _seconds(response.headers["Retry-After"])}
                 # The status is the answer, whatever becomes of its body.
                 return found | {"response": _beginning(response).decode(errors="replace")}
