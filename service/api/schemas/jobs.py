@@ -91,7 +91,7 @@ class JobCreate(Section):
     """Up to 16 texts that are stored with the job."""
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
+def without_defaults(schema: dict[str, Any]) -> None:
     for described in schema["properties"].values():
         del described["default"]
 
@@ -99,7 +99,7 @@ def _without_defaults(schema: dict[str, Any]) -> None:
 class JobPatch(Section):
     """What may change of a job; what is omitted stays (RFC 7396)."""
 
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
+    model_config = ConfigDict(json_schema_extra=without_defaults)
 
     name: JobName = ""
     """For people; need not be unique."""

@@ -1,13 +1,13 @@
 """Webhook endpoints and deliveries as clients create and see them."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
 from sam3_lora.config import Section
-from service.api.schemas.jobs import Project
+from service.api.schemas.jobs import Project, without_defaults
 from service.api.schemas.lists import PageQuery, Read, Separated
 from service.shared.db.models import WebhookDelivery, WebhookEndpoint
 from service.shared.states import WorkState
@@ -49,23 +49,18 @@ class WebhookEndpointCreate(Section):
 
 
 class WebhookEndpointPatch(Section):
-    """What is omitted stays."""
+    """What may change of an endpoint; what is omitted stays."""
 
-    url: Url | None = None
+    model_config = ConfigDict(json_schema_extra=without_defaults)
+
+    url: Url = ""
     """A new URL begins without failures."""
-    events: Events | None = None
+    events: Events = Field([])
     """All that it is told of from now on."""
     description: Description | None = None
     """Null removes it."""
-    enabled: bool | None = None
+    enabled: bool = True
     """False: it is told of nothing, and what waits for it fails. True also forgets earlier failures."""
-
-    @model_validator(mode="after")
-    def _given(self) -> Self:
-        for name in ("url", "events", "enabled"):
-            if name in self.model_fields_set and getattr(self, name) is None:
-                raise ValueError(f"{name} cannot be null")
-        return self
 
 
 class WebhookEndpointQuery(PageQuery):
