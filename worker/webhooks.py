@@ -85,11 +85,13 @@ class DeliveryRunner(Runner[WebhookDelivery]):
 
     def _settle(self, delivery: WebhookDelivery, sent: Sent) -> None:
         with self._database.write() as unit:
-            unit.deliveries.settle(delivery, sent, disable_after_s=self._settings.webhook_disable_after_s)
+            ended = unit.deliveries.settle(delivery, sent, disable_after_s=self._settings.webhook_disable_after_s)
+        if ended.error == DISABLED:
+            log.warning("webhook_endpoint_disabled", endpoint_id=delivery.endpoint_id)
 
     def _give_up(self, delivery: WebhookDelivery) -> None:
         with self._database.write() as unit:
-            unit.deliveries.fail(delivery.id, delivery.epoch, DISABLED | {"retryable": False})
+            unit.deliveries.give_up(delivery)
 
     def _send(self, delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> Sent:
         at, started = datetime.now(UTC), time.monotonic()

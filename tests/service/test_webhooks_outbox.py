@@ -288,12 +288,20 @@ def test_a_receiver_that_is_gone_gets_nothing_more(database: Database, settings:
     add_job(database)
     add_job(database)
     assert fail(database, clock, status=410).state is WorkState.FAILED
-    assert [each.state for each in deliveries(database, endpoint_id)] == [WorkState.FAILED] * 2
+    ended = [(each.state, each.error and each.error["code"]) for each in deliveries(database, endpoint_id)]
+    assert ended == [(WorkState.FAILED, "endpoint_disabled")] * 2
     with database.read() as unit:
         endpoint = unit.webhooks.get(endpoint_id)
     assert (endpoint.enabled, endpoint.disabled_reason) == (False, "The receiver answered 410 Gone.")
     add_job(database)
     assert len(deliveries(database, endpoint_id)) == 2
+
+
+def test_an_answer_of_any_bytes_is_kept(database: Database, settings: Settings, clock: FakeClock) -> None:
+    add_endpoint(database, settings, events=[EventType.JOB_QUEUED])
+    add_job(database)
+    delivery = fail(database, clock, response="a\x00\udcff\ufffdz", error="\x00")
+    assert (delivery.attempts[0]["response"], delivery.attempts[0]["error"]) == ("a\ufffd\ufffd\ufffdz", "\ufffd")
 
 
 def test_days_of_nothing_but_failures_disable_an_endpoint(

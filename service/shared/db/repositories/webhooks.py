@@ -114,7 +114,8 @@ class WebhookRepository:
     def find(self, endpoint_id: str, *, lock: bool = False) -> WebhookEndpoint | None:
         """As `get`; None if there is none."""
         query = _endpoints().where(WebhookEndpoint.id == endpoint_id).execution_options(populate_existing=lock)
-        return self._session.scalars(query.with_for_update() if lock else query).one_or_none()
+        # Its key stays: whoever writes messages for it need not wait.
+        return self._session.scalars(query.with_for_update(key_share=True) if lock else query).one_or_none()
 
     def list(
         self, *, limit: int, descending: bool, after: str | None, before: str | None, project: str | None = None
@@ -205,7 +206,8 @@ class DeliveryRepository(WorkRepository[WebhookDelivery]):
     def claim(self, worker_id: str, **noted: Any) -> WebhookDelivery | None:
         """Take the delivery that has been due for longest, under a new `epoch`; None if there is none.
 
-        Those of endpoints to which `MAX_AT_ONCE` are being sent already, by anybody, wait.
+        Those of endpoints to which `MAX_AT_ONCE` are being sent already, by anybody, wait. Claims at the same time on
+        PostgreSQL may exceed that by a few.
         """
         now, sending = self._clock.now(), aliased(WebhookDelivery)
         busy = select(sending.endpoint_id).where(sending.state == WorkState.RUNNING).group_by(sending.endpoint_id)
@@ -247,11 +249,21 @@ class DeliveryRepository(WorkRepository[WebhookDelivery]):
             elif failing_s >= disable_after_s:
                 reason = f"Every delivery has failed for {failing_s / 86400:.1f} days."
                 webhooks.change(endpoint, enabled=False, disabled_reason=reason)
-        values = self._after_failure(row, _failure(sent) if endpoint.enabled else DISABLED | {"retryable": False})
+        if not endpoint.enabled:
+            return self.give_up(row)
+        values = self._after_failure(row, _failure(sent))
         if values.get("not_before") is not None and sent.retry_after_s is not None:
             asked = self._clock.now() + timedelta(seconds=min(sent.retry_after_s, MAX_RETRY_AFTER_S))
             values["not_before"] = values["next_publish_at"] = max(values["not_before"], asked)
         return self._fenced(row.id, row.epoch, **values)
+
+    def give_up(self, delivery: WebhookDelivery) -> WebhookDelivery:
+        """End a claimed delivery whose endpoint is disabled.
+
+        Raises:
+            LeaseLostError: if the delivery's epoch no longer holds it.
+        """
+        return self._fenced(delivery.id, delivery.epoch, error=DISABLED, **self._ended(WorkState.FAILED))
 
     def reap(self, lease: Lease) -> WebhookDelivery:
         """Take a delivery away from a worker that has stopped renewing: due again, or failed. It may have arrived.
