@@ -7,12 +7,13 @@ import http.client
 import socket
 import ssl
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from service.shared.addresses import is_public
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class AddressError(Exception):
@@ -38,6 +39,15 @@ def addresses(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+def any_address(host: str, port: int) -> str:
+    """An address of a host that is trusted.
+
+    Raises:
+        AddressError: if it has none.
+    """
+    return addresses(host, port)[0]
+
+
 def public_address(host: str, port: int) -> str:
     """The address of a host, all of whose addresses are public.
 
@@ -48,6 +58,25 @@ def public_address(host: str, port: int) -> str:
     if not all(map(is_public, found)):
         raise AddressError(f"{host} has an address that is not public.")
     return found[0]
+
+
+def address_within(seconds: float, resolve: Callable[[str, int], str], host: str, port: int) -> str:
+    """What `resolve` answers; the system's resolver has no limit of its own that could be set.
+
+    Raises:
+        TimeoutError: if that takes longer; the question is left to itself.
+        AddressError: as `resolve`.
+    """
+    answer: Future[str] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(resolve(host, port))
+        except BaseException as error:  # noqa: BLE001 - raised where it was asked
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="resolver", daemon=True).start()
+    return answer.result(seconds)
 
 
 class PinnedConnection(http.client.HTTPConnection):

@@ -18,7 +18,7 @@ from service.shared.db.models import WebhookDelivery
 from service.shared.db.repositories.webhooks import DISABLED, Sent
 from service.shared.errors import LeaseLostError, ServiceError
 from service.shared.webhooks import signed
-from worker.connection import AddressError, PinnedConnection, addresses, public_address
+from worker.connection import AddressError, PinnedConnection, address_within, any_address, public_address
 from worker.work import Runner
 
 if TYPE_CHECKING:
@@ -113,11 +113,17 @@ class DeliveryRunner(Runner[WebhookDelivery]):
     def _post(self, receiver: Receiver, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
         """What the receiver answered, as far as `Sent` keeps it, or the error."""
         host, port, limit_s = receiver.host, receiver.port, self._settings.webhook_timeout_s
-        address = addresses(host, port)[0] if receiver.is_trusted else self._resolve(host, port)
+        late = {"error": f"{host} took longer than {limit_s:g} s."}
+        deadline = time.monotonic() + limit_s
+        try:
+            resolve = any_address if receiver.is_trusted else self._resolve
+            address = address_within(limit_s, resolve, host, port)
+        except TimeoutError:
+            return late
         connection = PinnedConnection(host, port, address, limit_s, self._tls if receiver.is_tls else None)
         about = {"Content-Type": "application/json", "User-Agent": "sam3-service", "Connection": "close"}
         try:
-            with connection.within(limit_s):
+            with connection.within(deadline - time.monotonic()):
                 connection.request("POST", receiver.path, body, about | headers)
                 response = connection.getresponse()
                 connection.check()  # a head that was cut short reads like a whole one
@@ -126,7 +132,7 @@ class DeliveryRunner(Runner[WebhookDelivery]):
                 return found | {"response": _beginning(response).decode(errors="replace")}
         except (OSError, http.client.HTTPException) as error:
             if connection.is_severed:
-                return {"error": f"{host} took longer than {limit_s:g} s."}
+                return late
             return {"error": f"{host} could not be reached ({type(error).__name__}: {error})"[:MAX_ERROR]}
 
 

@@ -280,6 +280,20 @@ def answering(*answers: list[str]) -> Callable[..., Any]:
     return getaddrinfo
 
 
+def test_a_name_that_takes_long_to_look_up_is_left_in_time(world: World) -> None:
+    over = threading.Event()
+
+    def resolve(*_: object) -> str:
+        over.wait(20)
+        return "127.0.0.1"
+
+    world.resolve = {"resolve": resolve}
+    started = time.monotonic()
+    assert "longer than 0.6 s" in refused(world.send(f"https://{HOST}/"))
+    assert time.monotonic() - started < LIMIT_S + 1
+    over.set()
+
+
 @pytest.mark.parametrize(
     "found",
     [
