@@ -35,6 +35,7 @@ from service.api.routes import (
     samples,
     sweeps,
     uploads,
+    webhooks,
 )
 from service.api.schemas.datasets import DatasetCreate
 from service.api.waiting import PredictionWatch
@@ -42,6 +43,7 @@ from service.shared.clock import Clock, SystemClock
 from service.shared.queue import BackgroundQueue, CeleryQueue, Queue
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
+from service.shared.vault import Vault
 from service.usecases.following import Broadcaster
 from service.version import VERSION
 
@@ -66,6 +68,7 @@ TAGS = [
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
     {"name": "access", "description": "API keys, and what they allow."},
+    {"name": "webhooks", "description": "Signed messages about what happens, sent to a URL."},
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -88,6 +91,7 @@ ROUTES = (
     predictions,
     comparisons,
     api_keys,
+    webhooks,
     operations,
 )
 
@@ -126,6 +130,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         watch=JobWatch(database, settings),
         broadcaster=broadcaster,
         predictions=PredictionWatch(database),
+        vault=Vault(settings),
     )
     app.add_middleware(Authentication, database=database, settings=settings, clock=clock)
     app.add_middleware(RequestContext)

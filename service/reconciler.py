@@ -82,6 +82,7 @@ class Reconciler:
         self._exports = LeaseWatch(settings.lease_timeout_s)
         self._predictions = LeaseWatch(settings.lease_timeout_s)
         self._comparisons = LeaseWatch(settings.lease_timeout_s)
+        self._deliveries = LeaseWatch(settings.lease_timeout_s)
         self._swept_at_s = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
@@ -101,6 +102,7 @@ class Reconciler:
         self._reap_work(self._exports, lambda unit: unit.exports)
         self._reap_work(self._predictions, lambda unit: unit.predictions)
         self._reap_work(self._comparisons, lambda unit: unit.comparisons)
+        self._reap_work(self._deliveries, lambda unit: unit.deliveries)
         self._announce()
         self._expire()
         self._purge_datasets()
@@ -198,6 +200,7 @@ class Reconciler:
             unit.idempotency.forget(self._settings.idempotency_retention_s)
             unit.idempotency.forget(self._settings.prediction_retention_s, "predictions.create")
             unit.estimates.forget(self._settings.estimate_retention_s)
+            unit.deliveries.forget(self._settings.webhook_retention_s)
             unit.workers.forget_silent(self._settings.worker_retention_s)
             forgotten = unit.predictions.forget(self._settings.prediction_retention_s)
         for key in forgotten:
@@ -228,6 +231,7 @@ def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository |
         Task.EXPORT: unit.exports,
         Task.PREDICT: unit.predictions,
         Task.COMPARE: unit.comparisons,
+        Task.DELIVER: unit.deliveries,
     }
 
 

@@ -31,6 +31,7 @@ from service.shared.queue import CeleryQueue, celery_app
 from service.shared.settings import Settings, load
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
+from service.shared.vault import Vault
 from worker import device
 from worker.comparer import CompareRunner
 from worker.estimator import Estimator
@@ -39,7 +40,8 @@ from worker.ingest import IngestRunner
 from worker.predictor import PredictRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
-from worker.tasks import compare, estimate, export, ingest, predict, training
+from worker.tasks import compare, deliver, estimate, export, ingest, predict, training
+from worker.webhooks import DeliveryRunner, Senders
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-HELP = "gpu: train, compare models; cpu: check datasets, export models; predict: answer predictions"
+HELP = "gpu: train, compare models; cpu: check datasets, export models, send webhooks; predict: answer predictions"
 HELP_GPUS = "GPUs that its jobs may use, the first of those to be seen (default: all); without GPUs: processes"
 GPU, CPU, PREDICT = "gpu", "cpu", "predict"
 
@@ -88,6 +90,7 @@ def work(
         places = (settings, database, storage, workspace)
         me: Me = {"worker_id": worker_id, "is_draining": draining.is_set}
         kinds: list[Callable[[], bool]]
+        messages_at_once = 1
         if found is not None:
             tasks = [training, compare]
             kinds = [
@@ -104,6 +107,11 @@ def work(
                 IngestRunner(*places, **me).run_next,
                 ExportRunner(*places, **me).run_next,
             ]
+            senders = Senders(draining, settings.poll_interval_s)
+            deliver.register(app, senders)
+            stack.callback(senders.close, settings.webhook_timeout_s)  # after the station has begun to drain
+            senders.start(DeliveryRunner(*places, **me, vault=Vault(settings), on_claimed=senders.ring).run_next)
+            messages_at_once = 2  # while one has a dataset checked, another can wake a sender
         station = Station(*kinds, draining=draining, poll_interval_s=settings.poll_interval_s)
         for task in tasks:
             task.register(app, station)
@@ -113,7 +121,7 @@ def work(
         signals.worker_shutting_down.connect(lambda **_: draining.set(), weak=False)
         signal.signal(signal.SIGTERM, _exit)  # until Celery, still starting, sets its own
         station.start()
-        options = ["--pool=threads", "--concurrency=1", "--without-gossip", "--without-mingle"]
+        options = ["--pool=threads", f"--concurrency={messages_at_once}", "--without-gossip", "--without-mingle"]
         options += [f"--queues={queue}", f"--hostname={worker_id}@%h", f"--loglevel={settings.log_level}"]
         # Celery warns whoever runs it as root of pickled messages; `accept_content` takes none.
         warnings.filterwarnings("ignore", category=SecurityWarning)

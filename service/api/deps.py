@@ -15,6 +15,7 @@ from service.shared.queue import Queue
 from service.shared.settings import Settings
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database, UnitOfWork
+from service.shared.vault import Vault
 from service.usecases.access import Access
 from service.usecases.following import Broadcaster
 
@@ -32,6 +33,7 @@ class Services:
     watch: JobWatch
     broadcaster: Broadcaster
     predictions: PredictionWatch
+    vault: Vault
 
 
 async def services(request: Request, access: Annotated[Access, Depends(authorised)]) -> Services:

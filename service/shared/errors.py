@@ -85,6 +85,22 @@ class SourceRefusedError(ServiceError):
     title = "Source refused"
 
 
+class UrlRefusedError(ServiceError):
+    """This installation sends no webhooks there."""
+
+    status = 422
+    code = "url_refused"
+    title = "URL refused"
+
+
+class WebhooksUnavailableError(ServiceError):
+    """The installation lacks what keeps the secrets of webhooks."""
+
+    status = 422
+    code = "webhooks_unavailable"
+    title = "Webhooks unavailable"
+
+
 class IdempotencyKeyReusedError(ServiceError):
     """The same key came with another request."""
 
@@ -125,6 +141,20 @@ class JobInUseError(ConflictError):
 
     code = "job_in_use"
     title = "Job in use"
+
+
+class EndpointLimitError(ConflictError):
+    """The project has as many webhook endpoints as it may have; delete one first."""
+
+    code = "endpoint_limit"
+    title = "Endpoint limit"
+
+
+class EndpointDisabledError(ConflictError):
+    """Nothing is sent to this webhook endpoint; enable it first."""
+
+    code = "endpoint_disabled"
+    title = "Endpoint disabled"
 
 
 class PreconditionFailedError(ServiceError):

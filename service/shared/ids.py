@@ -7,7 +7,23 @@ from typing import Literal
 import uuid_utils
 
 Prefix = Literal[
-    "job", "ds", "ckpt", "evt", "req", "worker", "upload", "part", "model", "exp", "pred", "cmp", "sweep", "key"
+    "job",
+    "ds",
+    "ckpt",
+    "evt",
+    "req",
+    "worker",
+    "upload",
+    "part",
+    "model",
+    "exp",
+    "pred",
+    "cmp",
+    "sweep",
+    "whe",
+    "whd",
+    "msg",
+    "key",
 ]
 
 

@@ -37,6 +37,7 @@ class Task(StrEnum):
     INGEST = "worker.ingest"
     ESTIMATE = "worker.estimate"
     EXPORT = "worker.export"
+    DELIVER = "worker.deliver"
     PREDICT = "worker.predict"
 
     @property
@@ -51,6 +52,7 @@ QUEUES = {
     Task.INGEST: "cpu",
     Task.ESTIMATE: "cpu",
     Task.EXPORT: "cpu",
+    Task.DELIVER: "cpu",
     Task.PREDICT: "predict",
 }
 

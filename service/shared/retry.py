@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Retry(Protocol):
+    def delay_s(self, failures: int) -> float:
+        """Seconds to wait after the given number of failures (1 or more)."""
+        ...
 
 
 @dataclass(frozen=True)

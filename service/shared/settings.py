@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import ipaddress
 import os
@@ -19,6 +20,7 @@ from service.shared.errors import SettingsError
 PREFIX = "SAM3_"
 GIB = 2**30
 MAX_GPUS = 16  # of one job
+KEY_BYTES = 32
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -156,6 +158,20 @@ class Settings(BaseSettings):
     export_timeout_s: float = Field(3600, gt=0)
     """Seconds the making of an export may take before it is ended."""
 
+    secret_key: str = Field("", repr=False)
+    """Key that the secrets of webhooks are stored under: 32 bytes as URL-safe base64. Several, separated by commas: the
+    first is used, and what others have stored can be read. Empty: `secret.key` in `data_dir`, made when it is first
+    needed, where the database is SQLite; no webhooks where it is PostgreSQL, which other machines use as well."""
+    webhook_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts (or host:port) that webhooks are sent to also by http and at addresses that are not public, separated by
+    commas; empty: none."""
+    webhook_timeout_s: float = Field(10, gt=0, le=60)
+    """Seconds in which a receiver of a webhook must have answered."""
+    webhook_disable_after_s: float = Field(5 * 86400, gt=0)
+    """Seconds of nothing but failures after which a webhook endpoint is disabled."""
+    webhook_retention_s: float = Field(30 * 86400, gt=0)
+    """Seconds after its end that a webhook's delivery is forgotten, at the next hourly sweep."""
+
     checkpoint: Path | None = None
     """Local file of the official SAM3 weights (`sam3.pt`)."""
     checkpoint_from_hub: bool = False
@@ -166,7 +182,7 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
 
-    @field_validator("dataset_uri_hosts", mode="before")
+    @field_validator("dataset_uri_hosts", "webhook_private_hosts", mode="before")
     @classmethod
     def _hosts(cls, value: object) -> object:
         return [host.strip().lower() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
@@ -209,6 +225,20 @@ class Settings(BaseSettings):
         if not url.startswith(("sqlite:////", "postgresql://", "postgresql+psycopg://")):
             raise ValueError("must begin with sqlite:/// or postgresql://")
         return url
+
+    @field_validator("secret_key")
+    @classmethod
+    def _keys(cls, value: str) -> str:
+        for key in value.split(",") if value else ():
+            try:
+                decoded = base64.b64decode(key.strip(), altchars=b"-_", validate=True)
+            except ValueError:
+                decoded = b""
+            if len(decoded) != KEY_BYTES:
+                raise ValueError(
+                    f"every key is URL-safe base64 of {KEY_BYTES} bytes: openssl rand -base64 32 | tr +/ -_"
+                )
+        return value
 
     @field_validator("broker_url")
     @classmethod

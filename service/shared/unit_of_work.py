@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction, with_loader_criteria
 
 from service.shared.db.migrate import open_engine
-from service.shared.db.models import Comparison, Export, OfProject, Prediction
+from service.shared.db.models import Export, OfProject, Prediction, WebhookDelivery
 from service.shared.db.models.base import ALL_PROJECTS, DEFAULT_PROJECT
 from service.shared.db.repositories.api_keys import ApiKeyRepository
 from service.shared.db.repositories.artifacts import ArtifactRepository
@@ -27,18 +27,21 @@ from service.shared.db.repositories.jobs import JobRepository
 from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
 from service.shared.db.repositories.models import ExportRepository, ModelRepository
+from service.shared.db.repositories.outbox import Outbox
 from service.shared.db.repositories.predictions import PredictionRepository
 from service.shared.db.repositories.queue import QueueMemory, QueueRepository
 from service.shared.db.repositories.sweeps import SweepRepository
 from service.shared.db.repositories.uploads import UploadRepository
+from service.shared.db.repositories.webhooks import MAX_TRIES, DeliveryRepository, RetrySchedule, WebhookRepository
 from service.shared.db.repositories.workers import WorkerRepository
+from service.shared.queue import Task
 from service.shared.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from service.shared.clock import Clock
-    from service.shared.queue import Queue, Task
+    from service.shared.queue import Queue
     from service.shared.settings import Settings
 
 
@@ -55,21 +58,24 @@ class UnitOfWork:
         retry = RetryPolicy(settings.retry_backoff_s, settings.retry_backoff_max_s)
         self.session = session
         self.clock = clock
+        self.outbox = Outbox(session, clock)
         self.events = EventRepository(session, clock)
         self.queue = QueueRepository(session, clock, memory)
-        self.jobs = JobRepository(session, clock, self.events, self.queue)
+        self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox)
         self.attempts = AttemptRepository(session, clock, self.jobs, retry)
-        self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts)
+        self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts, self.outbox)
         self.uploads = UploadRepository(session, clock, settings.upload_retention_s)
         self.metrics = MetricRepository(session, clock)
         self.logs = LogRepository(session, settings.max_log_bytes)
-        self.checkpoints = CheckpointRepository(session, clock)
+        self.checkpoints = CheckpointRepository(session, clock, self.outbox)
         self.artifacts = ArtifactRepository(session, clock)
         self.models = ModelRepository(session, clock)
         self.exports = ExportRepository(session, clock, retry, Export, settings.work_max_attempts)
         self.predictions = PredictionRepository(session, clock, retry, Prediction, settings.work_max_attempts)
-        self.comparisons = ComparisonRepository(session, clock, retry, Comparison, settings.work_max_attempts)
+        self.comparisons = ComparisonRepository(session, clock, retry, settings.work_max_attempts, self.outbox)
         self.sweeps = SweepRepository(session, clock)
+        self.webhooks = WebhookRepository(session, clock)
+        self.deliveries = DeliveryRepository(session, clock, RetrySchedule(), WebhookDelivery, MAX_TRIES)
         self.workers = WorkerRepository(session, clock)
         self.estimates = EstimateRepository(session, clock)
         self.idempotency = IdempotencyRepository(session, clock, project or "")
@@ -79,6 +85,11 @@ class UnitOfWork:
     def ring_after_commit(self, task: Task, resource_id: str) -> None:
         """Tell the workers of a task once the transaction has committed."""
         self.rings.append((task, resource_id))
+
+    def store_messages(self) -> None:
+        """Write the webhooks about what has happened; the last statement of a transaction."""
+        if delivery_id := self.outbox.store():
+            self.ring_after_commit(Task.DELIVER, delivery_id)
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,7 @@ class Database:
             unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory, self.project)
             with session.begin():
                 yield unit
+                unit.store_messages()
         self._commits.add_one()
         for task, resource_id in unit.rings:
             self._queue.ring(task, resource_id)

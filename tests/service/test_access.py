@@ -241,7 +241,12 @@ def test_every_resource_of_a_project_is_nothing_to_another(api: Api, tmp_path: P
         form = {"file": ("a.png", picture()), "prompt": (None, "x")}
         prediction = owner.post(f"/v1/models/{model}/predict", files=form, headers={"Prefer": "wait=0"}).json()["id"]
         key_id = owner.get("/v1/me").json()["key_id"]
+        hook = {"url": "https://hooks.example.com/x", "events": ["job.succeeded"]}
+        endpoint = owner.post("/v1/webhook_endpoints", json=hook).json()["id"]
+        delivery = owner.post(f"/v1/webhook_endpoints/{endpoint}/test").json()["id"]
         known = {
+            "endpoint_id": endpoint,
+            "delivery_id": delivery,
             "job_id": done,
             "dataset_id": dataset,
             "upload_id": upload,
@@ -273,7 +278,7 @@ def test_every_resource_of_a_project_is_nothing_to_another(api: Api, tmp_path: P
                     assert answer.status_code == 404, (method, url, answer.status_code, answer.text[:300])
                     tried += 1
             assert tried > 40
-            for listed in ("jobs", "datasets", "models", "comparisons", "sweeps"):
+            for listed in ("jobs", "datasets", "models", "comparisons", "sweeps", "webhook_endpoints"):
                 assert stranger.get(f"/v1/{listed}").json()["data"] == []
                 assert owner.get(f"/v1/{listed}").json()["data"] != []
             assert [each["id"] for each in stranger.get("/v1/api_keys").json()["data"]] != [key_id]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.service.conftest import Api, add_dataset, add_job
 from tests.service.results import add_comparison, add_model, finish_comparison
+from tests.service.webhooks import add_endpoint, deliveries
 
 TIMEOUT_S = 280
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -20,6 +21,9 @@ def test_every_operation_keeps_to_the_document(api: Api, tmp_path: Path) -> None
     known["checkpoint_id"] = api.client.get(f"/v1/jobs/{known['job_id']}/checkpoints").json()["data"][0]["id"]
     add_comparison(api.database, api.settings, ("sam3-tiny", model_id))
     known["comparison_id"] = finish_comparison(api.database, api.storage, tmp_path, (0.25, 0.5))
+    known["endpoint_id"], _ = add_endpoint(api.database, api.settings)
+    add_job(api.database, add_dataset(api.database))
+    known["delivery_id"] = deliveries(api.database, known["endpoint_id"])[0].id
     config = tmp_path / "schemathesis.toml"
     # Reading what is there must be tried too; writing gets whatever ids are drawn.
     parameters = "".join(f'"path.{name}" = "{value}"\n' for name, value in known.items())

@@ -8,8 +8,10 @@ import pytest
 from sqlalchemy import event
 
 from service.shared.states import DatasetState
+from service.shared.webhooks import EventType
 from tests.service.conftest import Api, add_dataset, add_job
 from tests.service.results import add_comparison, add_model, finish_comparison
+from tests.service.webhooks import add_endpoint, deliveries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,13 +36,15 @@ def statements(api: Api, path: str, items: int) -> int:
     return len(seen)
 
 
-@pytest.mark.parametrize("listed", ["datasets", "jobs", "models", "comparisons"])
+@pytest.mark.parametrize("listed", ["datasets", "jobs", "models", "comparisons", "webhook_endpoints"])
 def test_a_list_takes_the_same_statements_however_long(api: Api, tmp_path: Path, listed: str) -> None:
     counts = []
     for count in (FEW, MANY):
         while len(api.client.get(f"/v1/{listed}?limit=100").json()["data"]) < count:
             if listed == "models":
                 add_model(api.database, api.storage, tmp_path)
+            elif listed == "webhook_endpoints":
+                add_endpoint(api.database, api.settings)
             elif listed == "comparisons":
                 model_id = add_model(api.database, api.storage, tmp_path)
                 add_comparison(api.database, api.settings, ("sam3-tiny", model_id))
@@ -57,3 +61,13 @@ def test_children_of_a_job_take_the_same_statements_however_many(api: Api, tmp_p
     few = {name: statements(api, f"{job}/{name}", count) for name, count in (("events", 3), ("checkpoints", 1))}
     assert all(count <= 4 for count in few.values()), few
     assert statements(api, f"{job}/attempts", 1) <= 4
+
+
+def test_deliveries_of_an_endpoint_take_the_same_statements_however_many(api: Api) -> None:
+    endpoint_id, _ = add_endpoint(api.database, api.settings, events=[EventType.JOB_QUEUED])
+    counts = []
+    for count in (FEW, MANY):
+        while len(deliveries(api.database, endpoint_id)) < count:
+            add_job(api.database)
+        counts.append(statements(api, f"/v1/webhook_endpoints/{endpoint_id}/deliveries?limit={count}", count))
+    assert counts[0] == counts[1] <= 4

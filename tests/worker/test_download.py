@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from worker.download import download, is_public, public_address
+from service.shared.addresses import is_public
+from worker.connection import AddressError, public_address
+from worker.download import download
 from worker.failures import SourceError
 
 if TYPE_CHECKING:
@@ -227,12 +229,15 @@ def test_a_host_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPa
 
     resolves_to("8.8.8.8", "8.8.4.4")
     assert public_address(HOST, 443) == "8.8.8.8"
-    for addresses in (("8.8.8.8", "10.0.0.1"), ("169.254.169.254",), ()):
+    for addresses in (("8.8.8.8", "10.0.0.1"), ("169.254.169.254",)):
         resolves_to(*addresses)
-        with pytest.raises(SourceError, match="not public"):
+        with pytest.raises(AddressError, match="not public"):
             public_address(HOST, 443)
+    resolves_to()
+    with pytest.raises(AddressError, match="no address"):
+        public_address(HOST, 443)
     monkeypatch.undo()
-    with pytest.raises(SourceError, match="no address"):
+    with pytest.raises(AddressError, match="no address"):
         public_address("nowhere.invalid", 443)
-    with pytest.raises(SourceError):
+    with pytest.raises(AddressError):
         public_address("localhost", 443)

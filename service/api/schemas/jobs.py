@@ -94,7 +94,7 @@ class JobCreate(Section):
     """Up to 16 texts that are stored with the job."""
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
+def without_defaults(schema: dict[str, Any]) -> None:
     for described in schema["properties"].values():
         del described["default"]
 
@@ -102,7 +102,7 @@ def _without_defaults(schema: dict[str, Any]) -> None:
 class JobPatch(Section):
     """What may change of a job; what is omitted stays (RFC 7396)."""
 
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
+    model_config = ConfigDict(json_schema_extra=without_defaults)
 
     name: JobName = ""
     """For people; need not be unique."""
@@ -246,18 +246,27 @@ class JobRead(Read):
     urls: JobUrls
 
 
+def chosen_project(asked: str | None, only: str | None) -> str:
+    """The project of something new; `only`: the one that the request may use.
+
+    Raises:
+        InvalidRequestError: if it asks for another.
+    """
+    if only is not None and asked not in (None, only):
+        message = f"the API key is for project {only!r}"
+        raise InvalidRequestError(f"/project: {message}", errors=[fault("/project", "other_project", message)])
+    return asked or only or DEFAULT_PROJECT
+
+
 def job_spec(body: JobCreate, project: str | None) -> JobSpec:
     """The same for the use case; `project`: the only one that the request may create jobs of.
 
     Raises:
         InvalidRequestError: if it names another.
     """
-    if project is not None and body.project not in (None, project):
-        message = f"the API key is for project {project!r}"
-        raise InvalidRequestError(f"/project: {message}", errors=[fault("/project", "other_project", message)])
     return JobSpec(
         name=body.name,
-        project=body.project or project or DEFAULT_PROJECT,
+        project=chosen_project(body.project, project),
         base_model=body.base_model,
         dataset_id=body.dataset_id,
         validation_dataset_id=body.validation_dataset_id,

@@ -13,6 +13,7 @@ from service.shared.db.models.models import Export, Model, ModelFile
 from service.shared.db.models.predictions import Prediction
 from service.shared.db.models.sweeps import Sweep
 from service.shared.db.models.uploads import Upload, UploadPart
+from service.shared.db.models.webhooks import WebhookDelivery, WebhookEndpoint
 from service.shared.db.models.workers import Worker
 
 __all__ = [
@@ -40,5 +41,7 @@ __all__ = [
     "Sweep",
     "Upload",
     "UploadPart",
+    "WebhookDelivery",
+    "WebhookEndpoint",
     "Worker",
 ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+    from service.shared.db.repositories.outbox import Outbox
     from service.shared.storage import StoredFile
 
 
@@ -38,9 +39,10 @@ class CheckpointManifest:
 
 
 class CheckpointRepository:
-    def __init__(self, session: Session, clock: Clock) -> None:
+    def __init__(self, session: Session, clock: Clock, outbox: Outbox) -> None:
         self._session = session
         self._clock = clock
+        self._outbox = outbox
 
     def publish(self, job_id: str, epoch: int, manifest: CheckpointManifest) -> Checkpoint:
         """Make a checkpoint visible; one of kind `best` also becomes the job's `best`.
@@ -83,6 +85,7 @@ class CheckpointRepository:
         )
         self._session.add(checkpoint)
         self._session.flush()
+        self._outbox.note_checkpoint(job, checkpoint)
         return checkpoint
 
     def remove(self, job_id: str, epoch: int, checkpoint_ids: Sequence[str]) -> Sequence[str]:

@@ -15,12 +15,22 @@ from service.shared.states import WorkState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sqlalchemy.orm import Session
+
+    from service.shared.clock import Clock
+    from service.shared.db.repositories.attempts import Lease
+    from service.shared.db.repositories.outbox import Outbox
+    from service.shared.retry import Retry
     from service.shared.storage import StoredFile
 
 UNFINISHED = (WorkState.QUEUED, WorkState.RUNNING)
 
 
 class ComparisonRepository(WorkRepository[Comparison]):
+    def __init__(self, session: Session, clock: Clock, retry: Retry, max_attempts: int, outbox: Outbox) -> None:
+        super().__init__(session, clock, retry, Comparison, max_attempts)
+        self._outbox = outbox
+
     def get(self, comparison_id: str, *, lock: bool = False) -> Comparison:
         """The comparison; with `lock`, nobody else changes it until the transaction ends.
 
@@ -96,12 +106,26 @@ class ComparisonRepository(WorkRepository[Comparison]):
             for name, file in files.items()
         ]
         self._session.execute(insert(ComparisonFile), rows)
+        self._outbox.note_comparison(ended)
         return ended
+
+    def fail(self, work_id: str, epoch: int, error: dict[str, Any]) -> Comparison:
+        comparison = super().fail(work_id, epoch, error)
+        self._outbox.note_comparison(comparison)
+        return comparison
+
+    def reap(self, lease: Lease) -> Comparison:
+        comparison = super().reap(lease)
+        self._outbox.note_comparison(comparison)
+        return comparison
 
     def fail_unfinished(self, model: str, error: dict[str, Any]) -> None:
         """End every comparison of a model that has not ended; their workers lose them."""
         unfinished = update(Comparison).where(_has(model), Comparison.state.in_(UNFINISHED))
-        self._session.execute(unfinished.values(error=error, **self._ended(WorkState.FAILED)))
+        ended = unfinished.values(error=error, **self._ended(WorkState.FAILED)).returning(Comparison)
+        options = {"synchronize_session": False, "populate_existing": True}
+        for comparison in self._session.scalars(ended, execution_options=options):
+            self._outbox.note_comparison(comparison)
 
     def unfinished_on(self, dataset_id: str, *, limit: int) -> Sequence[str]:
         """Ids of comparisons that have not ended and need the dataset, oldest first."""

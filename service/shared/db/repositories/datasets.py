@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+    from service.shared.db.repositories.outbox import Outbox
     from service.shared.retry import RetryPolicy
     from service.shared.storage import StoredFile
 
@@ -36,11 +37,12 @@ LOCKED = (
 
 
 class DatasetRepository:
-    def __init__(self, session: Session, clock: Clock, retry: RetryPolicy, max_attempts: int) -> None:
+    def __init__(self, session: Session, clock: Clock, retry: RetryPolicy, max_attempts: int, outbox: Outbox) -> None:
         self._session = session
         self._clock = clock
         self._retry = retry
         self._max_attempts = max_attempts
+        self._outbox = outbox
 
     def add(self, dataset: Dataset) -> Dataset:
         """Insert a new dataset, to be checked."""
@@ -123,7 +125,11 @@ class DatasetRepository:
     def adopt_check(self, dataset: Dataset, twin: Dataset) -> Dataset:
         """Take over what the check of a ready twin has found."""
         found = {"report": twin.report, "preview": twin.preview, **self._ended(DatasetState.READY)}
-        return self._update(Dataset.id == dataset.id, UNFINISHED, **found) or dataset
+        adopted = self._update(Dataset.id == dataset.id, UNFINISHED, **found)
+        if adopted is None:
+            return dataset
+        self._outbox.note_dataset(adopted)
+        return adopted
 
     def fetched(self, dataset_id: str, epoch: int, archive: StoredFile, source: dict[str, str]) -> Dataset:
         """Note that a dataset's archive is in storage now, or that it shares the one of a twin.
@@ -185,8 +191,12 @@ class DatasetRepository:
         """
         dataset = self._fenced(dataset_id, epoch, updated_at=self._clock.now())
         if outcome is DatasetState.PROCESSING:
-            return self._fenced(dataset_id, epoch, **self._after_failure(dataset, error or {}))
-        return self._fenced(dataset_id, epoch, report=report, preview=preview, error=error, **self._ended(outcome))
+            values = self._after_failure(dataset, error or {})
+        else:
+            values = {"report": report, "preview": preview, "error": error, **self._ended(outcome)}
+        finished = self._fenced(dataset_id, epoch, **values)
+        self._outbox.note_dataset(finished)
+        return finished
 
     def drain(self, dataset_id: str, epoch: int) -> None:
         """Give the dataset back unchecked, due at once; does not count as an attempt.
@@ -219,6 +229,7 @@ class DatasetRepository:
         dataset = self._update(*held, UNFINISHED, Dataset.worker_id.is_not(None), **values)
         if dataset is None:
             raise StateConflictError(f"lease {lease.epoch} of {lease.id} was renewed or has ended")
+        self._outbox.note_dataset(dataset)
         return dataset
 
     def due(self, limit: int, *, republish_s: float) -> Sequence[str]:

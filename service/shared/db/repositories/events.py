@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select
 
@@ -34,14 +34,6 @@ class NewEvent:
     level: str = Level.INFO
 
 
-class Numbered(NamedTuple):
-    """What events need of their job."""
-
-    id: str
-    last_event_seq: int
-    attempt: int
-
-
 @dataclass(frozen=True)
 class Head:
     """How far a job has come: its state, and the ends of its events and of its log."""
@@ -70,7 +62,7 @@ class EventRepository:
         """Insert events whose numbers, the last of `job.last_event_seq`, this transaction has already taken."""
         self.store_all({job: events})
 
-    def store_all(self, events: Mapping[Job, Sequence[NewEvent]] | Mapping[Numbered, Sequence[NewEvent]]) -> None:
+    def store_all(self, events: Mapping[Job, Sequence[NewEvent]]) -> None:
         """As `store`, for several jobs."""
         now = self._clock.now()
         rows = [

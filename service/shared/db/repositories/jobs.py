@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, case, delete, false, func, insert, not_, or_, select, update
 
 from service.shared.db.models import Artifact, Attempt, Base, Checkpoint, Dataset, Job, JobLabel
-from service.shared.db.repositories.events import EventRepository, NewEvent, Numbered
+from service.shared.db.repositories.events import EventRepository, NewEvent
 from service.shared.db.repositories.fencing import returning_job
 from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+    from service.shared.db.repositories.outbox import Outbox
     from service.shared.db.repositories.queue import QueueRepository
 
     Version: TypeAlias = tuple[datetime, datetime | None, int]
@@ -37,11 +38,14 @@ NEW_LABELS = insert(Base.metadata.tables[JobLabel.__tablename__])
 
 
 class JobRepository:
-    def __init__(self, session: Session, clock: Clock, events: EventRepository, queue: QueueRepository) -> None:
+    def __init__(
+        self, session: Session, clock: Clock, events: EventRepository, queue: QueueRepository, outbox: Outbox
+    ) -> None:
         self._session = session
         self._clock = clock
         self._events = events
         self._queue = queue
+        self._outbox = outbox
 
     def add(self, job: Job, *events: NewEvent) -> Job:
         """Insert a new job in its initial state, with an event of that and these."""
@@ -65,6 +69,8 @@ class JobRepository:
                 for job, events in jobs.items()
             }
         )
+        for job in jobs:
+            self._outbox.note_job(job)
 
     def get(self, job_id: str, *, lock: bool = False, shared: bool = False) -> Job:
         """The job; with `lock`, nobody else changes it until the transaction ends, nor locks it unless `shared`.
@@ -156,6 +162,7 @@ class JobRepository:
         level = "error" if to is JobState.FAILED else "info"
         event = NewEvent("status", reason or f"Job {to}", {"status": to, **(data or {})}, level)
         self._events.store(job, [event])
+        self._outbox.note_job(job)
         return job
 
     def request(self, job_id: str, what: JobRequest, reason: str) -> Job:
@@ -278,13 +285,13 @@ class JobRepository:
         """Move jobs that wait for a check, however many, with an event each; their ids."""
         values = {**changes, "state": to, "status_reason": reason, "updated_at": self._clock.now(), "phase": None}
         statement = update(Job).where(*which).values(**values, last_event_seq=Job.last_event_seq + 1)
-        moved = self._session.execute(
-            statement.returning(Job.id, Job.last_event_seq, Job.attempt),
-            execution_options={"synchronize_session": False},
-        ).all()
+        options = {"synchronize_session": False, "populate_existing": True}
+        moved = self._session.scalars(statement.returning(Job), execution_options=options).all()
         event = NewEvent("status", reason, {"status": to}, level)
-        self._events.store_all({Numbered(*row): [event] for row in moved})
-        return [row.id for row in moved]
+        self._events.store_all({job: [event] for job in moved})
+        for job in moved:
+            self._outbox.note_job(job)
+        return [job.id for job in moved]
 
     def due(self, limit: int, *, republish_s: float) -> Sequence[str]:
         """Ids of queued jobs whose announcement is due; each is next due after `republish_s`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 
-from service.shared.db.models import Comparison, Export, Prediction
+from service.shared.db.models import Comparison, Export, Prediction, WebhookDelivery
 from service.shared.db.repositories.attempts import Lease
 from service.shared.errors import LeaseLostError, StateConflictError
 from service.shared.states import WorkState
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
-    from service.shared.retry import RetryPolicy
+    from service.shared.retry import Retry
 
-Row = TypeVar("Row", Export, Prediction, Comparison)
+Row = TypeVar("Row", Export, Prediction, Comparison, WebhookDelivery)
 
 WORKER_LOST = {
     "code": "worker_lost",
@@ -33,7 +33,7 @@ WORKER_LOST = {
 class WorkRepository(Generic[Row]):
     """A claim raises `epoch`, and every later write of that worker carries it."""
 
-    def __init__(self, session: Session, clock: Clock, retry: RetryPolicy, model: type[Row], max_attempts: int) -> None:
+    def __init__(self, session: Session, clock: Clock, retry: Retry, model: type[Row], max_attempts: int) -> None:
         self._session = session
         self._clock = clock
         self._retry = retry
