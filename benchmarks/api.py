@@ -2,7 +2,8 @@
 
 One server process each, asked over 16 connections in turn: jobs are created, read, and asked for with If-None-Match.
 The bare handler reads one row of the same database by its primary key, with the same engine, and does nothing else: the
-rate that this stack allows. MLflow creates and reads runs on SQLite. Server and client share the machine's cores.
+rate that this stack allows. MLflow creates and reads runs on SQLite. Server and client share the machine's cores. A
+broker runs too, so that announcing a job is part of creating it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.mlflow_server import MLFLOW, mlflow_server
 from service.shared.db.models import Dataset
 from service.shared.ids import new_id
 from service.shared.settings import Settings
-from tests.servers import fresh_database, postgres_server
+from tests.servers import fresh_database, postgres_server, redis_server
 
 CONNECTIONS = 16
 JOB = {"name": "benchmark", "base_model": "sam3-tiny", "config": {"lora": {"rank": 16}}, "tags": ["a", "b"]}
@@ -41,8 +42,10 @@ def main(arguments: list[str]) -> int:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         url = stack.enter_context(fresh_database(stack.enter_context(postgres_server())))
+        (Path(folder) / "broker").mkdir()
+        broker = stack.enter_context(redis_server(Path(folder) / "broker"))
         for name, database_url in (("sqlite", ""), ("postgresql", url)):
-            settings = Settings(data_dir=Path(folder) / name, database_url=database_url)
+            settings = Settings(data_dir=Path(folder) / name, database_url=database_url, broker_url=broker)
             for operation, load in measure_ours(settings, options.seconds).items():
                 note(name, operation, load)
         if not options.without_peer:
@@ -107,7 +110,8 @@ def measure_mlflow(base: str, seconds: float) -> dict[str, Load]:
 def served(settings: Settings, module: list[str]) -> Iterator[tuple[str, int]]:
     """Address of a server process with these settings."""
     port = free_port()
-    values = {"DATA_DIR": settings.data_dir, "DATABASE_URL": settings.database_url, "PORT": port, "LOG_LEVEL": "ERROR"}
+    values = {"DATA_DIR": settings.data_dir, "DATABASE_URL": settings.database_url, "BROKER_URL": settings.broker_url}
+    values |= {"PORT": port, "LOG_LEVEL": "ERROR"}
     with running(module, port, **{f"SAM3_{name}": str(value) for name, value in values.items()}):
         yield "127.0.0.1", port
 
