@@ -45,6 +45,7 @@ SCOPES = {
     "rotate_api_key": Scope.KEYS,
     "revoke_api_key": Scope.KEYS,
     "get_me": None,
+    "list_workers": Scope.ADMIN,
 }
 
 

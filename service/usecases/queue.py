@@ -52,6 +52,41 @@ def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> dict[st
     }
 
 
+@dataclass(frozen=True)
+class Line:
+    """Jobs of one project that are queued at one priority."""
+
+    project: str
+    priority: int
+    queued: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The queue as a whole, and its lines."""
+
+    queued: int
+    running: int
+    workers: int
+    gpus: int
+    usual_duration_s: float | None
+    lines: list[Line]
+
+
+def overview(unit: UnitOfWork, settings: Settings, project: str | None) -> Overview:
+    """How long the queue is and what works it off; with a `project`, the lines of that alone."""
+    lengths, sizes = unit.queue.lengths(), unit.workers.sizes(GPU, within_s=settings.lease_timeout_s)
+    lines = [Line(of, priority, count) for (priority, of), count in lengths.items() if project in (None, of)]
+    return Overview(
+        queued=sum(lengths.values()),
+        running=len(unit.queue.running()),
+        workers=len(sizes),
+        gpus=sum(sizes.values()),
+        usual_duration_s=unit.queue.usual_duration_s(),
+        lines=sorted(lines, key=lambda line: (-line.priority, line.project)),
+    )
+
+
 def _reason(gpus: int, most: int) -> str | None:
     if most == 0:
         return "no worker that trains is running"

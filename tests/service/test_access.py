@@ -339,6 +339,20 @@ def test_what_is_made_belongs_to_the_project_of_the_key(api: Api) -> None:
         assert admin.post("/v1/jobs", json=body).json()["project"] == "any"
 
 
+def test_a_project_sees_its_own_line_of_the_queue_and_no_workers(api: Api) -> None:
+    dataset = add_dataset(api.database, DatasetState.READY)
+    for project in ("ours", "theirs", "theirs"):
+        add_job(api.database, dataset, project=project)
+    with client(api, key(api, "ours", Scope.READ)) as ours:
+        queue = ours.get("/v1/queue").json()
+        assert queue["queued"] == 3
+        assert queue["lines"] == [{"project": "ours", "priority": 50, "queued": 1}]
+        assert_problem(ours.get("/v1/workers"), 403, "insufficient_scope")
+    with client(api, key(api, None, Scope.ADMIN)) as admin:
+        assert len(admin.get("/v1/queue").json()["lines"]) == 2
+        assert admin.get("/v1/workers").status_code == 200
+
+
 def test_an_idempotency_key_is_its_projects_own(api: Api) -> None:
     ids = []
     for project in ("a", "b"):

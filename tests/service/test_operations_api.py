@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 from service.api.errors import Problem
 from service.shared.db.migrate import upgrade
 from service.shared.settings import Settings
-from tests.service.conftest import Api, assert_problem, served, upload
+from tests.service.conftest import Api, add_dataset, add_job, assert_problem, served, upload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,3 +105,24 @@ def test_a_method_that_is_not_possible_is_answered_with_all_that_are(api: Api, p
     answer = api.client.request("PUT", path)
     assert answer.status_code == 405
     assert answer.headers["allow"] == allowed
+
+
+def test_workers_and_the_queue_are_told(api: Api) -> None:
+    dataset = add_dataset(api.database)
+    assert api.client.get("/v1/workers").json() == {"object": "list", "data": []}
+    jobs = [add_job(api.database, dataset, project=project) for project in ("a", "a", "b")]
+    with api.database.write() as unit:
+        unit.workers.beat("w-1", kind="gpu", host="h1", pid=1, device="CPU", memory_bytes=8, gpus=2)
+        unit.workers.beat("w-2", kind="cpu", host="h2", pid=2, device=None)
+        claimed = unit.jobs.claim("w-1", gpus=2)
+    assert claimed is not None
+    first, second = api.client.get("/v1/workers").json()["data"]
+    assert (first["id"], first["kind"], first["gpus"], first["job_id"]) == ("w-1", "gpu", 2, jobs[0])
+    assert (second["id"], second["device"], second["job_id"]) == ("w-2", None, None)
+    queue = api.client.get("/v1/queue").json()
+    assert (queue["queued"], queue["running"], queue["workers"], queue["gpus"]) == (2, 1, 1, 2)
+    assert queue["usual_duration_s"] is None
+    assert [(line["project"], line["priority"], line["queued"]) for line in queue["lines"]] == [
+        ("a", 50, 1),
+        ("b", 50, 1),
+    ]

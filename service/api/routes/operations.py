@@ -1,4 +1,4 @@
-"""What operators and probes ask: alive, ready, which version."""
+"""What operators and probes ask: alive, ready, which version, who works, who waits."""
 
 from typing import Literal
 
@@ -6,10 +6,13 @@ from fastapi import APIRouter, Response
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.api.deps import AppServices, Services
+from service.api.deps import AppServices, ReadUnit, Services
+from service.api.errors import problem_responses
 from service.api.schemas.lists import Read
+from service.api.schemas.operations import QueueRead, WorkerList, queue_read, worker_read
 from service.shared.errors import StorageError
 from service.shared.queue import Task
+from service.usecases.queue import overview
 from service.version import VERSION
 
 router = APIRouter(tags=["operations"])
@@ -61,6 +64,19 @@ def ready(found: AppServices, response: Response) -> Readiness:
 def version(found: AppServices) -> Version:
     """What is installed here."""
     return Version(version=VERSION, base_models=list(found.settings.base_models))
+
+
+@router.get("/workers", responses=problem_responses(403, 503))
+def list_workers(unit: ReadUnit, found: AppServices) -> WorkerList:
+    """Workers that gave a sign of life lately, the oldest first."""
+    alive = unit.workers.alive(within_s=found.settings.lease_timeout_s)
+    return WorkerList(data=[worker_read(worker, job_id) for worker, job_id in alive])
+
+
+@router.get("/queue", responses=problem_responses(403, 503))
+def get_queue(unit: ReadUnit, found: AppServices) -> QueueRead:
+    """How many jobs wait, of whom, and what works them off."""
+    return queue_read(overview(unit, found.settings, found.database.project))
 
 
 def _database_checks(found: Services) -> dict[str, Health]:

@@ -152,6 +152,10 @@ class QueueRepository:
             line.numbers.append(number)
         return lines
 
+    def lengths(self) -> dict[tuple[int, str], int]:
+        """Queued jobs by priority and project; of a long queue as they were counted last."""
+        return {place: line.length for place, line in self._lines().items()}
+
     def running(self) -> Sequence[RunningJob]:
         """Jobs that workers hold."""
         return [RunningJob(*row) for row in self._session.execute(RUNNING)]

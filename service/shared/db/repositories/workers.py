@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import and_, bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.shared.db.models import Worker
+from service.shared.db.models import Job, Worker
+from service.shared.states import LEASED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,15 @@ class WorkerRepository:
         since = self._clock.now() - timedelta(seconds=within_s)
         query = select(func.count()).where(Worker.kind == kind, Worker.last_seen_at >= since)
         return self._session.scalar(query) or 0
+
+    def alive(self, *, within_s: float) -> Sequence[tuple[Worker, str | None]]:
+        """Living workers of all kinds, the oldest first, with the job that each has, if it trains one."""
+        since = self._clock.now() - timedelta(seconds=within_s)
+        held = and_(Job.worker_id == Worker.id, Job.state.in_(LEASED))
+        query = select(Worker, Job.id).outerjoin(Job, held).where(Worker.last_seen_at >= since)
+        return [
+            (worker, job_id) for worker, job_id in self._session.execute(query.order_by(Worker.started_at, Worker.id))
+        ]
 
     def sizes(self, kind: str, *, within_s: float) -> dict[str, int]:
         """GPUs of the living workers of a kind, by their ids."""
