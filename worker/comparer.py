@@ -16,7 +16,7 @@ from worker import failures
 from worker.archive import unpacked
 from worker.failures import WorkError
 from worker.model_files import fetch_model
-from worker.supervisor import Ending, Limits, Trainer
+from worker.supervisor import Cut, Ending, Limits, Trainer
 from worker.work import WorkRunner
 
 if TYPE_CHECKING:
@@ -106,7 +106,10 @@ class CompareRunner(WorkRunner["Comparison"]):
         command += ["--lease-timeout", f"{self._settings.self_fence_s:g}"]
         silence_s, said_file = self._settings.no_progress_timeout_s, folder / "said"
         limits = Limits(
-            runtime_s=float("inf"), silence_s=silence_s, grace_s=self._settings.kill_grace_s, log_bytes=MAX_LOG_BYTES
+            runtime_s=self._settings.comparison_timeout_s,
+            silence_s=silence_s,
+            grace_s=self._settings.kill_grace_s,
+            log_bytes=MAX_LOG_BYTES,
         )
         (folder / "tmp").mkdir()
         said_file.touch()
@@ -119,7 +122,7 @@ class CompareRunner(WorkRunner["Comparison"]):
         if ending.returncode != failures.EXIT_DONE or ending.result is None:
             said = said_file.read_bytes()[-SAID_BYTES:].decode(errors="replace").replace(str(folder), "")
             log.warning("measuring_failed", status=ending.returncode, said=said)
-            raise _failure(ending, silence_s, " ".join(said.split()))
+            raise _failure(ending, limits, " ".join(said.split()))
 
     def _note(self, event: Event) -> None:
         done, total = (event.data.get(name) for name in ("images_done", "images_total"))
@@ -161,10 +164,12 @@ def _made(output: Path, name: str) -> Path:
     return path
 
 
-def _failure(ending: Ending, silence_s: float, said: str) -> WorkError:
+def _failure(ending: Ending, limits: Limits, said: str) -> WorkError:
+    hint = "Compare on fewer images (max_images), or look into the worker's machine."
+    if ending.cut is Cut.RUNTIME:
+        return WorkError("time_limit", f"measuring took longer than {limits.runtime_s:g} s", hint)
     if ending.cut is not None:
-        hint = "Compare on fewer images (max_images), or look into the worker's machine."
-        return WorkError("time_limit", f"no image was measured for {silence_s:g} s", hint, retryable=True)
+        return WorkError("time_limit", f"no image was measured for {limits.silence_s:g} s", hint, retryable=True)
     if ending.error is not None and ending.returncode in (failures.EXIT_CONFIG, failures.EXIT_FAILED):
         return WorkError(**failures.of_exit(ending.returncode, ending.error).to_dict())
     message = f"the process that measured ended with status {ending.returncode}: {said}"

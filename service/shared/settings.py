@@ -143,6 +143,10 @@ class Settings(BaseSettings):
     """Most pixels of an image of a prediction."""
     max_waiting_predictions: int = Field(100, ge=1)
     """Predictions that may wait for a worker; more are refused with 429."""
+    max_waiting_comparisons: int = Field(100, ge=1)
+    """Comparisons of one project that may wait for a worker; more are refused with 429."""
+    comparison_timeout_s: float = Field(6 * 3600, gt=0)
+    """Seconds that measuring the two models of a comparison may take."""
     predict_wait_s: float = Field(30, ge=0, le=600)
     """Longest time, in seconds, that a request waits for its prediction before it is told where to ask for it."""
     predict_timeout_s: float = Field(300, gt=0)

@@ -13,6 +13,7 @@ from service.shared.errors import (
     DatasetNotReadyError,
     InvalidRequestError,
     NotFoundError,
+    QueueFullError,
     ServiceError,
 )
 from service.shared.ids import new_id
@@ -52,7 +53,12 @@ def create_comparison(unit: UnitOfWork, settings: Settings, spec: ComparisonSpec
         DatasetInvalidError: if the dataset did not pass its check.
         DatasetNotReadyError: if it is still being checked.
         BaseModelUnavailableError: if this installation lacks the weights of a base.
+        QueueFullError: if too many wait already.
     """
+    if unit.comparisons.count_waiting() >= settings.max_waiting_comparisons:
+        raise QueueFullError(
+            f"{settings.max_waiting_comparisons} comparisons already wait for a worker: wait until some have ended."
+        )
     dataset = usable_dataset(unit.datasets.lock_shared([spec.dataset_id]), spec.dataset_id, "/dataset_id")
     if dataset.state is DatasetState.PROCESSING:
         raise DatasetNotReadyError(f"Dataset {dataset.id} is still being checked: wait for its end, then ask again.")

@@ -10,11 +10,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
 from service.reconciler import Reconciler
-from service.shared.errors import DatasetInUseError, LeaseLostError, NotFoundError, ServiceError
+from service.shared.errors import DatasetInUseError, LeaseLostError, NotFoundError, QueueFullError, ServiceError
 from service.shared.queue import Task
 from service.shared.states import DatasetState, WorkState
 from service.shared.storage import Storage
-from service.usecases.comparisons import delete_comparison
+from service.usecases.comparisons import ComparisonSpec, create_comparison, delete_comparison
 from service.usecases.datasets import delete_dataset
 from service.usecases.models import delete_model
 from tests.service.conftest import Api, FakeClock, FakeQueue, add_dataset, assert_problem
@@ -362,3 +362,13 @@ def _file(folder: Path) -> Path:
     path = folder / "left"
     path.write_bytes(b"x")
     return path
+
+
+def test_not_too_many_wait(settings: Settings, database: Database, tmp_path: Path) -> None:
+    few = settings.model_copy(update={"max_waiting_comparisons": 1})
+    model = add_model(database, Storage(settings), tmp_path)
+    spec = ComparisonSpec(add_dataset(database), [BASE, model], None, None, None, "segm_mAP")
+    with database.write() as unit:
+        create_comparison(unit, few, spec)
+    with database.write() as unit, pytest.raises(QueueFullError):
+        create_comparison(unit, few, spec)

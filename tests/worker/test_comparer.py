@@ -165,6 +165,7 @@ ERROR = 'say("error", "the adapter is damaged", code="adapter_invalid", hint="h"
         ("sys.stderr.write('no such thing'); sys.exit(3)", {}, "internal", "status 3: no such thing"),
         ("os.kill(os.getpid(), signal.SIGKILL)", {}, "internal", "status -9"),
         ("time.sleep(60)", {"no_progress_timeout_s": 0.5}, "time_limit", "0.5 s"),
+        ("time.sleep(60)", {"comparison_timeout_s": 0.7}, "time_limit", "longer than 0.7 s"),
         ('say("result")', {}, "internal", "left no file report.html"),
         (GOOD.replace('say("result")', ""), {}, "internal", "status 0"),
         (

@@ -32,7 +32,7 @@ ComparisonId = Annotated[
 
 
 @router.post(
-    "", status_code=201, response_model=ComparisonRead, responses=problem_responses(400, 409, 413, 415, 422, 503)
+    "", status_code=201, response_model=ComparisonRead, responses=problem_responses(400, 409, 413, 415, 422, 429, 503)
 )
 def create_comparison(
     unit: WriteUnit, found: AppServices, body: ComparisonCreate, idempotency_key: IdempotencyKey = None
