@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,14 @@ from service.shared.db.models import Job
 from service.shared.errors import ServiceError
 from service.usecases.idempotency import Answer, Keyed, answer_all
 from service.usecases.jobs import JobSpec, create_jobs
+from service.usecases.queue import Outlook, outlook
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.api.schemas.jobs import JobRead
     from service.shared.settings import Settings
-    from service.shared.unit_of_work import Database, UnitOfWork
+    from service.shared.unit_of_work import Database, Moment, UnitOfWork
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +39,7 @@ class JobCreation:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._outlook: tuple[Outlook, Moment] | None = None
         self._batches: dict[str | None, Batcher[Keyed[JobSpec], Answer]] = {}
 
     async def create(self, request: Keyed[JobSpec], project: str | None = None) -> Answer:
@@ -60,11 +63,18 @@ class JobCreation:
             return [self._create_alone(database, request) for request in requests]
 
     def _create_together(self, database: Database, requests: Sequence[Keyed[JobSpec]]) -> list[Answer | ServiceError]:
+        before = database.moment()
         with database.write() as unit:
             if database.engine.dialect.name == "postgresql":
                 # One row that somebody holds must not keep all the others waiting for long.
                 unit.session.execute(PATIENCE)
-            return answer_all(unit, "jobs.create", requests, lambda specs: self._answers(unit, specs))
+            answers = answer_all(unit, "jobs.create", requests, lambda specs: self._answers(unit, specs, before))
+        after = database.moment()
+        if self._outlook is not None and after.commits == before.commits + 1:
+            # Only these jobs were created meanwhile, which changes nothing of it.
+            known, moment = self._outlook
+            self._outlook = known, replace(moment, commits=after.commits)
+        return answers
 
     def _create_alone(self, database: Database, request: Keyed[JobSpec]) -> Answer | Exception:
         try:
@@ -73,9 +83,12 @@ class JobCreation:
             return error
         return answer
 
-    def _answers(self, unit: UnitOfWork, specs: Sequence[JobSpec]) -> list[Answer | ServiceError]:
+    def _answers(self, unit: UnitOfWork, specs: Sequence[JobSpec], now: Moment) -> list[Answer | ServiceError]:
         created = create_jobs(unit, self._settings, specs)
-        reads = iter(read_jobs(unit, self._settings, [job for job in created if isinstance(job, Job)]))
+        if self._outlook is None or not now.is_close_to(self._outlook[1]):
+            self._outlook = outlook(unit, self._settings), now
+        jobs = [job for job in created if isinstance(job, Job)]
+        reads = iter(read_jobs(unit, self._settings, jobs, self._outlook[0]))
         return [each if isinstance(each, ServiceError) else _answer(next(reads)) for each in created]
 
 

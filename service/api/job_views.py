@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from service.shared.db.repositories.jobs import Version
     from service.shared.settings import Settings
     from service.shared.unit_of_work import Database, Moment, UnitOfWork
+    from service.usecases.queue import Outlook
 
 log = structlog.get_logger(__name__)
 
@@ -58,9 +59,9 @@ class _Kept:
     moment: Moment
 
 
-def read_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> list[JobRead]:
-    """Jobs as clients see them, with their places in the queue."""
-    found = places(unit, settings, jobs)
+def read_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job], known: Outlook | None = None) -> list[JobRead]:
+    """Jobs as clients see them, with their places in the queue; `known` as in `places`."""
+    found = places(unit, settings, jobs, known)
     return [job_read(job, found.get(job.id)) for job in jobs]
 
 

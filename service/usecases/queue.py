@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from service.shared.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from service.shared.db.models import Job
     from service.shared.db.repositories.queue import RunningJob
@@ -29,15 +29,34 @@ class Place:
     """Why it will not start as things are."""
 
 
-def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> dict[str, Place]:
-    """Places of those of the jobs that are queued, by id; the same few statements for one as for many."""
+@dataclass(frozen=True)
+class Outlook:
+    """What places are judged by, besides the queue."""
+
+    running: Sequence[RunningJob]
+    sizes: Mapping[str, int]
+    """GPUs of the living workers, by their ids."""
+    usual_s: float | None
+
+
+def outlook(unit: UnitOfWork, settings: Settings) -> Outlook:
+    """As it is now."""
+    sizes = unit.workers.sizes(GPU, within_s=settings.lease_timeout_s)
+    return Outlook(unit.queue.running(), sizes, unit.queue.usual_duration_s())
+
+
+def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job], known: Outlook | None = None) -> dict[str, Place]:
+    """Places of those of the jobs that are queued, by id; the same few statements for one as for many.
+
+    Args:
+        known: the outlook, from a moment ago; None: it is looked up.
+    """
     queued = [job for job in jobs if job.state is JobState.QUEUED]
     if not queued:
         return {}
-    running = unit.queue.running()
+    known = known or outlook(unit, settings)
+    running, sizes, usual_s = known.running, known.sizes, known.usual_s
     ahead = unit.queue.jobs_ahead(queued, running)
-    sizes = unit.workers.sizes(GPU, within_s=settings.lease_timeout_s)
-    usual_s = unit.queue.usual_duration_s()
     free_at = {
         gpus: _free_at(running, {worker for worker, size in sizes.items() if size >= gpus}, usual_s, unit.clock.now())
         for gpus in {job.gpus for job in queued}

@@ -8,10 +8,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tests.service.conftest import Api, add_dataset, add_job
+import pytest
+
+from service.shared.db.migrate import upgrade
+from service.shared.settings import Settings
+from tests.service.conftest import Api, add_dataset, add_job, served
 from tests.service.results import add_comparison, add_model, finish_comparison
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "import sys; from redbot.cli import main; sys.exit(main())", "--output-format", "har"]
@@ -25,6 +30,15 @@ def notes(url: str) -> dict[str, str]:
     done = subprocess.run([*COMMAND, url], capture_output=True, text=True, timeout=60, check=True)
     first: dict[str, Any] = json.loads(done.stdout)["log"]["entries"][0]
     return {note["summary"]: note["level"] for note in first["_red_messages"]}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    """An application whose clock no other test has moved beyond today."""
+    settings = Settings(data_dir=tmp_path / "data")
+    upgrade(settings)
+    with served(settings) as fresh:
+        yield fresh
 
 
 def test_a_linter_finds_nothing_to_say_against_what_is_read(api: Api, tmp_path: Path) -> None:
