@@ -283,6 +283,7 @@ def test_environment_names_match_as_a_whole() -> None:
         "PATH": "a",
         "HF_TOKEN": "d",
         "https_proxy": "e",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
 
 
