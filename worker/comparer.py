@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import structlog
 
+from sam3_lora.child import EXIT_CONFIG, EXIT_FAILED
 from sam3_lora.coco.layout import find_layout
 from sam3_lora.config import BaseName, ComparisonConfig, parse
 from sam3_lora.events import Event, EventType
@@ -113,16 +114,15 @@ class CompareRunner(WorkRunner["Comparison"]):
         )
         (folder / "tmp").mkdir()
         said_file.touch()
-        with Trainer(command, log=said_file, temporary=folder / "tmp", limits=limits) as process:
-            lease.on_renewed = process.renew
-            try:
-                ending = process.supervise(self._note, lambda: self._check(lease))
-            finally:
-                lease.on_renewed = None
+        with (
+            Trainer(command, log=said_file, temporary=folder / "tmp", limits=limits) as process,
+            lease.passed_on(process.renew),
+        ):
+            ending = process.supervise(self._note, lambda: self._check(lease))
         if ending.returncode != failures.EXIT_DONE or ending.result is None:
-            said = said_file.read_bytes()[-SAID_BYTES:].decode(errors="replace").replace(str(folder), "")
+            said = failures.last_words(said_file, SAID_BYTES)
             log.warning("measuring_failed", status=ending.returncode, said=said)
-            raise _failure(ending, limits, " ".join(said.split()))
+            raise _failure(ending, limits, said)
 
     def _note(self, event: Event) -> None:
         done, total = (event.data.get(name) for name in ("images_done", "images_total"))
@@ -170,7 +170,7 @@ def _failure(ending: Ending, limits: Limits, said: str) -> WorkError:
         return WorkError("time_limit", f"measuring took longer than {limits.runtime_s:g} s", hint)
     if ending.cut is not None:
         return WorkError("time_limit", f"no image was measured for {limits.silence_s:g} s", hint, retryable=True)
-    if ending.error is not None and ending.returncode in (failures.EXIT_CONFIG, failures.EXIT_FAILED):
+    if ending.error is not None and ending.returncode in (EXIT_CONFIG, EXIT_FAILED):
         return WorkError(**failures.of_exit(ending.returncode, ending.error).to_dict())
     message = f"the process that measured ended with status {ending.returncode}: {said}"
     return WorkError("internal", message, "It may have run out of memory.", retryable=True)

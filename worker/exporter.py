@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from service.shared.zip_layout import ZipLayout, members_of, reader_of
-from worker import tether
+from worker import failures, tether
 from worker.failures import WorkError
 from worker.model_files import fetch_model
 from worker.supervisor import scrubbed
@@ -108,8 +108,7 @@ class ExportRunner(WorkRunner["Export"]):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if status != 0:
-            words = " ".join(said.read_bytes()[-SAID_BYTES:].decode(errors="replace").replace(str(folder), "").split())
-            raise _failed(words or f"the command ended with status {status}")
+            raise _failed(failures.last_words(said, SAID_BYTES) or f"the command ended with status {status}")
 
 
 def _failed(reason: str) -> WorkError:

@@ -7,17 +7,16 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from sam3_lora.child import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LEASE_LOST
 from sam3_lora.errors import DatasetError, Sam3LoraError, StorageFullError
 from service.shared import errors as service_errors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sam3_lora.events import Event
 
 EXIT_DONE = 0
-EXIT_CONFIG = 2
-EXIT_FAILED = 10
-EXIT_INTERRUPTED = 11
-EXIT_LEASE_LOST = 12
 
 # The codes that a job's error may carry; anything else the trainer says is `internal`.
 CODES = frozenset(
@@ -58,6 +57,12 @@ class WorkError(Exception):
 
 class SourceError(WorkError):
     """A dataset could not be brought here from where it lies."""
+
+
+def last_words(said: Path, most_bytes: int) -> str:
+    """The end of what a process wrote into a file, on one line and without the path of the folder it worked in."""
+    text = said.read_bytes()[-most_bytes:].decode(errors="replace")
+    return " ".join(text.replace(str(said.parent), "").split())
 
 
 def of_exit(returncode: int, error: Event | None) -> Failure:

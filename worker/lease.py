@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from service.shared.errors import LeaseLostError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from service.shared.settings import Settings
     from service.shared.states import JobRequest
@@ -86,6 +87,15 @@ class Lease:
                     raise
                 log.warning("storage_failed", work=self.name, error=error.message)
                 time.sleep(min(STORAGE_RETRY_S, self._storage_retry_s))
+
+    @contextlib.contextmanager
+    def passed_on(self, renew: Callable[[], None]) -> Iterator[None]:
+        """Call `renew` after each renewal, in the lease's thread, as long as this context lasts."""
+        self.on_renewed = renew
+        try:
+            yield
+        finally:
+            self.on_renewed = None
 
     def __enter__(self) -> Lease:
         self._thread.start()

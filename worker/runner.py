@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import structlog
 
+from sam3_lora.child import EXIT_FAILED
 from sam3_lora.coco.layout import find_layout
 from sam3_lora.config import RunConfig, parse
 from sam3_lora.events import Event, EventType, Level, Phase
@@ -194,12 +195,11 @@ class TrainingRunner(Runner["Job"]):
                 return Ask.SAVE_AND_EXIT
             return Ask.FINISH if lease.request is JobRequest.STOP else None
 
-        with Trainer(command, log=log_file, temporary=temporary, limits=limits) as trainer:
-            lease.on_renewed = trainer.renew
-            try:
-                return trainer.supervise(observer, ask)
-            finally:
-                lease.on_renewed = None
+        with (
+            Trainer(command, log=log_file, temporary=temporary, limits=limits) as trainer,
+            lease.passed_on(trainer.renew),
+        ):
+            return trainer.supervise(observer, ask)
 
     def _check(self, lease: Lease) -> None:
         """Stop before the trainer has started, if the lease is lost or the job is wanted back."""
@@ -260,7 +260,7 @@ def _outcome(
     if ending.cut is Cut.NO_PROGRESS:
         return _failed(failures.no_progress(settings.no_progress_timeout_s))
     failure = failures.of_exit(ending.returncode, ending.error)
-    was_put_back = ending.asked is Ask.SAVE_AND_EXIT and ending.returncode != failures.EXIT_FAILED
+    was_put_back = ending.asked is Ask.SAVE_AND_EXIT and ending.returncode != EXIT_FAILED
     if was_put_back or request is JobRequest.CANCEL:
         return _put_back(request)
     return _failed(failure)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from sqlalchemy import event
-from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction, with_loader_criteria
+from sqlalchemy.orm import LoaderCriteriaOption, ORMExecuteState, Session, UOWTransaction, with_loader_criteria
 
 from service.shared.db.migrate import open_engine
 from service.shared.db.models import Export, OfProject, Prediction, WebhookDelivery
@@ -40,21 +41,23 @@ from service.shared.retry import RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy import Engine
+
     from service.shared.clock import Clock
     from service.shared.queue import Queue
     from service.shared.settings import Settings
 
 
 CLOSE_S = 1.0
+PROJECT = "project"
+"""Of a session's `info`: the only project that it sees, or None."""
 
 
 class UnitOfWork:
-    """Every repository, on one transaction; with a `project`, none of them finds anything of another."""
+    """Every repository, on one transaction."""
 
-    def __init__(
-        self, session: Session, clock: Clock, settings: Settings, memory: QueueMemory, project: str | None = None
-    ) -> None:
-        _keep_to(project, session)
+    def __init__(self, session: Session, clock: Clock, settings: Settings, memory: QueueMemory) -> None:
+        project = session.info[PROJECT]
         retry = RetryPolicy(settings.retry_backoff_s, settings.retry_backoff_max_s)
         self.session = session
         self.clock = clock
@@ -104,6 +107,29 @@ class Moment:
         return self.commits == earlier.commits and self.monotonic_s - earlier.monotonic_s < CLOSE_S
 
 
+class _ProjectSession(Session):
+    """Keeps to the project in its `info`: whatever it selects, changes or adds is of that; without one, of any."""
+
+
+@event.listens_for(_ProjectSession, "before_flush")
+def _assign(session: Session, _context: UOWTransaction, _instances: object) -> None:
+    for row in session.new:
+        if isinstance(row, OfProject) and row.project is None:
+            row.project = session.info[PROJECT] or DEFAULT_PROJECT
+
+
+@event.listens_for(_ProjectSession, "do_orm_execute")
+def _restrict(state: ORMExecuteState) -> None:
+    project = state.session.info[PROJECT]
+    if project is not None and not (state.is_insert or state.execution_options.get(ALL_PROJECTS)):
+        state.statement = state.statement.options(_only(project))
+
+
+@lru_cache(1024)
+def _only(project: str) -> LoaderCriteriaOption:
+    return with_loader_criteria(OfProject, lambda row: row.project == project, include_aliases=True)
+
+
 class _Counter:
     def __init__(self) -> None:
         self.value = 0
@@ -112,25 +138,6 @@ class _Counter:
     def add_one(self) -> None:
         with self._lock:
             self.value += 1
-
-
-def _keep_to(project: str | None, session: Session) -> None:
-    """Restrict everything that the session selects, changes or adds to a project; None: to nothing."""
-
-    def assign(session: Session, _context: UOWTransaction, _instances: object) -> None:
-        for row in session.new:
-            if isinstance(row, OfProject) and row.project is None:
-                row.project = project or DEFAULT_PROJECT
-
-    own = with_loader_criteria(OfProject, lambda row: row.project == project, include_aliases=True)
-
-    def restrict(state: ORMExecuteState) -> None:
-        if not (state.is_insert or state.execution_options.get(ALL_PROJECTS)):
-            state.statement = state.statement.options(own)
-
-    event.listen(session, "before_flush", assign)
-    if project is not None:
-        event.listen(session, "do_orm_execute", restrict)
 
 
 class Database:
@@ -154,8 +161,8 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[UnitOfWork]:
         """A transaction that commits on a clean exit and then rings; rolls back on any exception."""
-        with Session(self.engine, expire_on_commit=False) as session:
-            unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory, self.project)
+        with self._session(self.engine) as session:
+            unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory)
             with session.begin():
                 yield unit
                 unit.store_messages()
@@ -166,8 +173,11 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[UnitOfWork]:
         """A transaction that only reads, and waits for no writer."""
-        with Session(self._reading, expire_on_commit=False) as session, session.begin():
-            yield UnitOfWork(session, self._clock, self._settings, self._queue_memory, self.project)
+        with self._session(self._reading) as session, session.begin():
+            yield UnitOfWork(session, self._clock, self._settings, self._queue_memory)
+
+    def _session(self, engine: Engine) -> Session:
+        return _ProjectSession(engine, expire_on_commit=False, info={PROJECT: self.project})
 
     def of(self, project: str | None) -> Database:
         """The same database, whose units of work see the rows of a project alone."""

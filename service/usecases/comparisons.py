@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from sam3_lora.config import BaseName
 from service.shared.db.models import Comparison
 from service.shared.errors import (
-    BaseModelUnavailableError,
     DatasetNotReadyError,
     InvalidRequestError,
     NotFoundError,
@@ -20,7 +19,7 @@ from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.states import DatasetState
 from service.usecases.initial_adapters import fault
-from service.usecases.jobs import usable_dataset
+from service.usecases.jobs import require_weights, usable_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,10 +110,5 @@ def _usable(unit: UnitOfWork, settings: Settings, model: str, position: int) -> 
             message = f"{error.message} A base is called {' or '.join(get_args(BaseName))}."
             raise InvalidRequestError(message, errors=[fault(pointer, "model_not_found", "no such model")]) from None
         entry = {"model": row.id, "name": row.name, "base_model": row.base_model}
-    if entry["base_model"] not in settings.base_models:
-        raise BaseModelUnavailableError(
-            f"This server has no weights for {entry['base_model']!r}: its operator must set SAM3_CHECKPOINT or "
-            "SAM3_CHECKPOINT_FROM_HUB=true.",
-            errors=[fault(pointer, "base_model_unavailable", "no weights on this server")],
-        )
+    require_weights(settings, entry["base_model"], pointer)
     return entry

@@ -88,12 +88,7 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, datasets: Mapp
             were given.
         DatasetInvalidError: if a dataset did not pass its check.
     """
-    if spec.base_model not in settings.base_models:
-        raise BaseModelUnavailableError(
-            f"This server has no weights for {spec.base_model!r}: its operator must set SAM3_CHECKPOINT to the file "
-            f"of official weights, or SAM3_CHECKPOINT_FROM_HUB=true. Available: {', '.join(settings.base_models)}.",
-            errors=[fault("/base_model", "base_model_unavailable", "no weights on this server")],
-        )
+    require_weights(settings, spec.base_model, "/base_model")
     used = usable_datasets(datasets, spec)
     config, init_checkpoint_id = spec.config, None
     if spec.init_from is not None:
@@ -119,6 +114,16 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, datasets: Mapp
         tags=spec.tags,
         labels=spec.metadata,
     )
+
+
+def require_weights(settings: Settings, base_model: str, pointer: str) -> None:
+    """Raise BaseModelUnavailableError, for what `pointer` names in the request, if there are none of the base model."""
+    if base_model not in settings.base_models:
+        raise BaseModelUnavailableError(
+            f"This server has no weights for {base_model!r}: its operator must set SAM3_CHECKPOINT to the file "
+            f"of official weights, or SAM3_CHECKPOINT_FROM_HUB=true. Available: {', '.join(settings.base_models)}.",
+            errors=[fault(pointer, "base_model_unavailable", "no weights on this server")],
+        )
 
 
 def enqueue(unit: UnitOfWork, jobs: Mapping[Job, Sequence[NewEvent]], datasets: Mapping[str, Dataset]) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from service.api.answers import created
 from service.api.bodies import StrictJsonRoute, validated
 from service.api.deps import AppServices, IdempotencyKey, JobId, WriteUnit
 from service.api.errors import problem_responses
 from service.api.job_views import read_job
-from service.api.routes.jobs import created
 from service.api.schemas.jobs import JobClone, JobCreate, JobRead, JobRetry, job_spec
 from service.shared.db.repositories.events import NewEvent
 from service.shared.errors import ServiceError

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.api.answers import POLL_AFTER_S, created
 from service.api.bodies import StrictJsonRoute
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.downloads import download_responses, of_row, send, stored
 from service.api.errors import problem_responses
 from service.api.routes.evaluation import PAGE_HEADERS
-from service.api.routes.jobs import POLL_AFTER_S, created
 from service.api.schemas.comparisons import (
     ComparisonCreate,
     ComparisonQuery,
@@ -55,10 +55,7 @@ def create_comparison(
 def list_comparisons(unit: ReadUnit, query: Annotated[ComparisonQuery, Query()]) -> Page[ComparisonRead]:
     """Comparisons, newest first."""
     rows, has_more = unit.comparisons.list(
-        limit=query.limit,
-        descending=query.order == "desc",
-        after=query.after,
-        before=query.before,
+        **query.window(),
         states=query.status,
         dataset_id=query.dataset_id,
         model=query.model,

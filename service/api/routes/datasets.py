@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
 
+from service.api.answers import created
 from service.api.bodies import is_json, parse_json, read_json_body, validated
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
@@ -90,20 +90,14 @@ async def create_dataset(request: Request, found: AppServices, idempotency_key: 
             idle_timeout_s=found.settings.upload_idle_timeout_s,
         ) as file:
             answer = await to_thread.run_sync(_store, found, file, idempotency_key)
-    headers = {"Location": answer.location, "Retry-After": "5"}
-    if answer.replayed:
-        headers["Idempotent-Replayed"] = "true"
-    return JSONResponse(answer.body, 201, headers)
+    return created(answer)
 
 
 @router.get("", responses=problem_responses(404, 422, 503))
 def list_datasets(unit: ReadUnit, query: Annotated[DatasetQuery, Query()]) -> Page[DatasetRead]:
     """Datasets, newest first."""
     rows, has_more = unit.datasets.list(
-        limit=query.limit,
-        descending=query.order == "desc",
-        after=query.after,
-        before=query.before,
+        **query.window(),
         states=query.status,
     )
     return page_of(rows, has_more, dataset_read, lambda read: read.id)

@@ -1,11 +1,10 @@
 """Jobs: create, list, read, change, delete, and their checkpoints."""
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Header, Query, Response
 
+from service.api.answers import POLL_AFTER_S, created
 from service.api.bodies import StrictJsonRoute
 from service.api.conditional import TAG, names
 from service.api.deps import AppServices, IdempotencyKey, JobId, ReadUnit, WriteUnit
@@ -18,11 +17,9 @@ from service.api.schemas.lists import Page, page_of
 from service.api.waiting import requested_wait
 from service.shared.errors import PreconditionFailedError
 from service.usecases import actions
-from service.usecases.idempotency import Answer, Keyed, fingerprint
+from service.usecases.idempotency import Keyed, fingerprint
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictJsonRoute)
-
-POLL_AFTER_S = 5
 
 
 @router.post("", status_code=201, response_model=JobRead, responses=problem_responses(400, 413, 415, 422, 503))
@@ -33,29 +30,11 @@ async def create_job(found: AppServices, body: JobCreate, idempotency_key: Idemp
     return created(await found.creation.create(Keyed(spec, idempotency_key, request_sha256), found.database.project))
 
 
-def created(answer: Answer) -> Response:
-    """The response to a request that makes a job."""
-    headers = {"Location": answer.location, "Retry-After": str(POLL_AFTER_S)}
-    if answer.replayed:
-        headers["Idempotent-Replayed"] = "true"
-    return Response(_to_json(answer.body), 201, headers, "application/json")
-
-
-def _to_json(body: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except TypeError:  # an integer of more than 64 bits, which all others can write
-        return json.dumps(body).encode()
-
-
 @router.get("", responses=problem_responses(404, 422, 503), openapi_extra={"parameters": [METADATA_PARAMETER]})
 def list_jobs(unit: ReadUnit, found: AppServices, query: Annotated[JobQuery, Query()]) -> Page[JobRead]:
     """Jobs, newest first."""
     rows, has_more = unit.jobs.list(
-        limit=query.limit,
-        descending=query.order == "desc",
-        after=query.after,
-        before=query.before,
+        **query.window(),
         matching=query.matching(),
     )
     return page_of(read_jobs(unit, found.settings, rows), has_more, lambda read: read, lambda read: read.id)

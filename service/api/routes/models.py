@@ -37,10 +37,7 @@ POLL_AFTER_S = 5
 def list_models(unit: ReadUnit, query: Annotated[ModelQuery, Query()]) -> Page[ModelRead]:
     """Models, newest first."""
     rows, has_more = unit.models.list(
-        limit=query.limit,
-        descending=query.order == "desc",
-        after=query.after,
-        before=query.before,
+        **query.window(),
         base_model=query.base_model,
         job_id=query.job_id,
     )

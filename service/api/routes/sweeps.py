@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
+from service.api.answers import created
 from service.api.bodies import StrictJsonRoute, validated
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
-from service.api.routes.jobs import created
 from service.api.schemas.jobs import JobCreate, job_spec
 from service.api.schemas.lists import Page, PageQuery, page_of
 from service.api.schemas.sweeps import SweepCreate, SweepRead, sweep_read
@@ -63,7 +63,7 @@ def create_sweep(
 def list_sweeps(unit: ReadUnit, query: Annotated[PageQuery, Query()]) -> Page[SweepRead]:
     """Sweeps, newest first."""
     rows, has_more = unit.sweeps.list(
-        limit=query.limit, descending=query.order == "desc", after=query.after, before=query.before
+        **query.window(),
     )
     trials = unit.sweeps.trials([sweep.id for sweep in rows])
     reads = [sweep_read(sweep, [trial for trial in trials if trial.sweep_id == sweep.id]) for sweep in rows]

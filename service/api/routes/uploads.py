@@ -4,8 +4,8 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
-from fastapi.responses import JSONResponse
 
+from service.api.answers import created
 from service.api.bodies import StrictJsonRoute
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
 from service.api.errors import problem_responses
@@ -53,11 +53,7 @@ def create_upload(
         return Answer(read.urls.self, read.model_dump(mode="json"))
 
     request_sha256 = fingerprint(body.model_dump(mode="json"))
-    answer = answer_once(unit, "uploads.create", idempotency_key, request_sha256, make)
-    headers = {"Location": answer.location}
-    if answer.replayed:
-        headers["Idempotent-Replayed"] = "true"
-    return JSONResponse(answer.body, 201, headers)
+    return created(answer_once(unit, "uploads.create", idempotency_key, request_sha256, make), {})
 
 
 @router.get("/{upload_id}", responses=problem_responses(404, 422, 503))

@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Path, Query, Response
 
+from service.api.answers import POLL_AFTER_S, created
 from service.api.bodies import StrictJsonRoute
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
-from service.api.routes.jobs import POLL_AFTER_S
 from service.api.schemas.lists import Page, page_of
 from service.api.schemas.webhooks import (
     WebhookDeliveryQuery,
@@ -56,11 +55,8 @@ def create_webhook_endpoint(
 
     request_sha256 = fingerprint(body.model_dump(mode="json", exclude_unset=True))
     answer = answer_once(unit, "webhook_endpoints.create", idempotency_key, request_sha256, make)
-    headers = {"Location": answer.location, "Cache-Control": "no-store"}
-    if answer.replayed:
-        headers["Idempotent-Replayed"] = "true"
-    content = answer.body | {"secret": found.vault.open(answer.body["secret"])}
-    return Response(orjson.dumps(content), 201, headers, "application/json")
+    opened = answer.body | {"secret": found.vault.open(answer.body["secret"])}
+    return created(answer, {"Cache-Control": "no-store"}, body=opened)
 
 
 @router.get("/webhook_endpoints", responses=problem_responses(404, 422, 503))
@@ -69,10 +65,7 @@ def list_webhook_endpoints(
 ) -> Page[WebhookEndpointRead]:
     """Endpoints, newest first."""
     rows, has_more = unit.webhooks.list(
-        limit=query.limit,
-        descending=query.order == "desc",
-        after=query.after,
-        before=query.before,
+        **query.window(),
         project=query.project,
     )
     return page_of(rows, has_more, endpoint_read, lambda read: read.id)
@@ -127,10 +120,7 @@ def list_webhook_deliveries(
     unit.webhooks.get(endpoint_id)
     rows, has_more = unit.deliveries.list(
         endpoint_id,
-        limit=query.limit,
-        descending=query.order == "desc",
-        after=query.after,
-        before=query.before,
+        **query.window(),
         states=query.status,
     )
     return page_of(rows, has_more, delivery_read, lambda read: read.id)

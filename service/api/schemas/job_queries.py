@@ -2,11 +2,12 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
 
+from sam3_lora.config import BaseName
 from service.api.schemas.lists import PageQuery, Separated
 from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.states import JobState
@@ -53,7 +54,7 @@ class JobQuery(PageQuery):
     """Only jobs of this project."""
     dataset_id: str | None = Field(None, max_length=48)
     """Only jobs that train on this dataset."""
-    base_model: Literal["sam3", "sam3-tiny"] | None = None
+    base_model: BaseName | None = None
     """Only jobs that adapt this model."""
     sweep_id: str | None = Field(None, max_length=48)
     """Only jobs of this sweep."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from sam3_lora.config import JobConfig, Section
+from sam3_lora.config import BaseName, JobConfig, Section
 from service.api.schemas.lists import Read
 from service.shared.db.models import Job
 from service.shared.db.models.base import DEFAULT_PROJECT
@@ -68,7 +68,7 @@ class JobCreate(Section):
     project: Project | None = None
     """Whom the job is for: projects take turns, so that none waits behind a crowd of another's jobs. null: the project
     of the API key, else `default`."""
-    base_model: Literal["sam3", "sam3-tiny"] = "sam3"
+    base_model: BaseName = "sam3"
     """The model that is adapted."""
     dataset_id: str = Field(min_length=1, max_length=64, examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
     """Dataset to train on; it may still be processing."""

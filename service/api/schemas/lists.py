@@ -1,7 +1,7 @@
 """Pages of lists: keyset, never offset."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -32,6 +32,15 @@ class Page(Read, Generic[T]):
     has_more: bool
 
 
+class Window(TypedDict):
+    """A page as repositories are asked for it."""
+
+    limit: int
+    descending: bool
+    after: str | None
+    before: str | None
+
+
 class PageQuery(BaseModel):
     """Which page."""
 
@@ -45,6 +54,10 @@ class PageQuery(BaseModel):
     """Largest number of items."""
     order: Literal["asc", "desc"] = "desc"
     """By time of creation."""
+
+    def window(self) -> Window:
+        """The same as the arguments of a repository's `list`."""
+        return Window(limit=self.limit, descending=self.order == "desc", after=self.after, before=self.before)
 
 
 Row = TypeVar("Row")

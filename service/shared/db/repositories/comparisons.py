@@ -72,8 +72,9 @@ class ComparisonRepository(WorkRepository[Comparison]):
             Comparison,
             limit=limit,
             descending=descending,
-            after=None if after is None else self.get(after),
-            before=None if before is None else self.get(before),
+            after=after,
+            before=before,
+            get=self.get,
         )
 
     def get_file(self, comparison_id: str, name: str) -> ComparisonFile:

@@ -94,8 +94,9 @@ class DatasetRepository:
             Dataset,
             limit=limit,
             descending=descending,
-            after=None if after is None else self.get(after),
-            before=None if before is None else self.get(before),
+            after=after,
+            before=before,
+            get=self.get,
         )
 
     def mark_deleted(self, dataset_id: str) -> None:

@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.shared.db.models import Estimate
+from service.shared.db.repositories.conflicts import insert_minding
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -34,9 +34,8 @@ class EstimateRepository:
     def ask(self, estimate_id: str, *, base_model: str, config: dict[str, Any]) -> Estimate:
         """The estimate of a question; one that is new, or that failed for a passing reason, is due at once."""
         now = self._clock.now()
-        dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
         values = {"base_model": base_model, "config": config, "attempts": 0, "due_at": now, "created_at": now}
-        statement = dialect.insert(Estimate).values(id=estimate_id, **values)
+        statement = insert_minding(self._session, Estimate).values(id=estimate_id, **values)
         self._session.execute(statement.on_conflict_do_nothing(index_elements=["id"]))
         estimate = self.get(estimate_id)
         if estimate.error is not None and estimate.error["retryable"]:

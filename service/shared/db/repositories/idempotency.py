@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.shared.db.models import IdempotencyKey
+from service.shared.db.repositories.conflicts import insert_minding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -32,7 +32,6 @@ class IdempotencyRepository:
             requests: key -> SHA-256 of the request that came with it.
         """
         now = self._clock.now()
-        dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
         rows = [
             # In one order by everybody, so that nobody waits for each other.
             {
@@ -45,7 +44,9 @@ class IdempotencyRepository:
             }
             for key in sorted(requests)
         ]
-        new = dialect.insert(IdempotencyKey).on_conflict_do_nothing(index_elements=["project", "operation", "key"])
+        new = insert_minding(self._session, IdempotencyKey).on_conflict_do_nothing(
+            index_elements=["project", "operation", "key"]
+        )
         return set(self._session.scalars(new.returning(IdempotencyKey.key), rows)) if rows else set()
 
     def get_all(self, operation: str, keys: Collection[str]) -> dict[str, IdempotencyKey]:

@@ -63,12 +63,7 @@ class JobRepository:
         self._session.add_all(jobs)
         self._session.flush()
         self._label(jobs)
-        self._events.store_all(
-            {
-                job: [NewEvent("status", f"Job {job.state}", {"status": job.state}), *events]
-                for job, events in jobs.items()
-            }
-        )
+        self._events.store_all({job: [_status(job.state, f"Job {job.state}"), *events] for job, events in jobs.items()})
         for job in jobs:
             self._outbox.note_job(job)
 
@@ -115,8 +110,9 @@ class JobRepository:
             Job,
             limit=limit,
             descending=descending,
-            after=None if after is None else self.get(after),
-            before=None if before is None else self.get(before),
+            after=after,
+            before=before,
+            get=self.get,
             position=None if label is None else (JobLabel.created_at, JobLabel.job_id),
         )
 
@@ -141,27 +137,15 @@ class JobRepository:
             LeaseLostError: if `epoch` was given and no longer holds the job.
             StateConflictError: if the job is not in a state from which `by` may move it there.
         """
-        now = self._clock.now()
         statement = update(Job).where(Job.id == job_id, Job.state.in_(sources(to, by)))
         if epoch is not None:
             statement = statement.where(Job.epoch == epoch)
         if hb_seq is not None:
             statement = statement.where(Job.hb_seq == hb_seq)
-        values = (changes or {}) | {"state": to, "status_reason": reason, "updated_at": now}
-        values["last_event_seq"] = Job.last_event_seq + 1
-        if to is JobState.QUEUED:
-            values |= {"queued_at": now, "phase": None}
-            values["next_publish_at"] = values.get("not_before") or now
-        if to in TERMINAL or to is JobState.PAUSED:
-            values |= {"next_publish_at": None, "phase": None, "request": None}
-        if to in TERMINAL:
-            values["finished_at"] = now
-        job = returning_job(self._session, statement.values(**values))
+        job = returning_job(self._session, statement.values(**self._moved(to, reason, changes or {})))
         if job is None:
             raise self._refusal(job_id, to, epoch)
-        level = "error" if to is JobState.FAILED else "info"
-        event = NewEvent("status", reason or f"Job {to}", {"status": to, **(data or {})}, level)
-        self._events.store(job, [event])
+        self._events.store(job, [_status(to, reason or f"Job {to}", **(data or {}))])
         self._outbox.note_job(job)
         return job
 
@@ -269,29 +253,37 @@ class JobRepository:
                 "retryable": False,
                 "attempt": 0,
             }
-            now = self._clock.now()
-            ended = {"finished_at": now, "next_publish_at": None, "error": error}
-            self._move_all(waiting, JobState.FAILED, "Dataset is not valid", ended, "error")
+            self._move_all(waiting, JobState.FAILED, "Dataset is not valid", {"error": error})
             return []
         unchecked = select(Dataset.id).where(Dataset.state != DatasetState.READY, Dataset.id != dataset_id)
         still = or_(Job.dataset_id.in_(unchecked), func.coalesce(Job.validation_dataset_id.in_(unchecked), false()))
-        now = self._clock.now()
-        queued = {"queued_at": now, "next_publish_at": now}
-        return self._move_all((*waiting, not_(still)), JobState.QUEUED, "Dataset is valid", queued, "info")
+        return self._move_all((*waiting, not_(still)), JobState.QUEUED, "Dataset is valid", {})
 
     def _move_all(
-        self, which: Sequence[ColumnElement[bool]], to: JobState, reason: str, changes: dict[str, Any], level: str
+        self, which: Sequence[ColumnElement[bool]], to: JobState, reason: str, changes: dict[str, Any]
     ) -> Sequence[str]:
         """Move jobs that wait for a check, however many, with an event each; their ids."""
-        values = {**changes, "state": to, "status_reason": reason, "updated_at": self._clock.now(), "phase": None}
-        statement = update(Job).where(*which).values(**values, last_event_seq=Job.last_event_seq + 1)
+        statement = update(Job).where(*which).values(**self._moved(to, reason, changes))
         options = {"synchronize_session": False, "populate_existing": True}
         moved = self._session.scalars(statement.returning(Job), execution_options=options).all()
-        event = NewEvent("status", reason, {"status": to}, level)
-        self._events.store_all({job: [event] for job in moved})
+        self._events.store_all({job: [_status(to, reason)] for job in moved})
         for job in moved:
             self._outbox.note_job(job)
         return [job.id for job in moved]
+
+    def _moved(self, to: JobState, reason: str | None, changes: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a job that moves to a state, with an event."""
+        now = self._clock.now()
+        values = changes | {"state": to, "status_reason": reason, "updated_at": now}
+        values["last_event_seq"] = Job.last_event_seq + 1
+        if to is JobState.QUEUED:
+            values |= {"queued_at": now, "phase": None}
+            values["next_publish_at"] = values.get("not_before") or now
+        if to in TERMINAL or to is JobState.PAUSED:
+            values |= {"next_publish_at": None, "phase": None, "request": None}
+        if to in TERMINAL:
+            values["finished_at"] = now
+        return values
 
     def due(self, limit: int, *, republish_s: float) -> Sequence[str]:
         """Ids of queued jobs whose announcement is due; each is next due after `republish_s`."""
@@ -347,6 +339,11 @@ class JobRepository:
             return LeaseLostError(f"lease {epoch} of {job_id} is no longer held")
         reason = f" ({job.status_reason})" if job.status_reason else ""
         return StateConflictError(f"Job {job_id} is {job.state}{reason} and cannot become {to}.")
+
+
+def _status(to: JobState, message: str, **data: Any) -> NewEvent:
+    level = "error" if to is JobState.FAILED else "info"
+    return NewEvent("status", message, {"status": to, **data}, level)
 
 
 def _uses(dataset_id: str) -> ColumnElement[bool]:

@@ -97,8 +97,9 @@ class ModelRepository:
             Model,
             limit=limit,
             descending=descending,
-            after=None if after is None else self.get(after),
-            before=None if before is None else self.get(before),
+            after=after,
+            before=before,
+            get=self.get,
         )
 
     def delete(self, model_id: str) -> None:

@@ -67,8 +67,9 @@ class SweepRepository:
             Sweep,
             limit=limit,
             descending=descending,
-            after=None if after is None else self.get(after),
-            before=None if before is None else self.get(before),
+            after=after,
+            before=before,
+            get=self.get,
         )
 
     def trials(self, sweep_ids: Sequence[str]) -> Sequence[Trial]:

@@ -131,8 +131,9 @@ class WebhookRepository:
             WebhookEndpoint,
             limit=limit,
             descending=descending,
-            after=None if after is None else self.get(after),
-            before=None if before is None else self.get(before),
+            after=after,
+            before=before,
+            get=self.get,
         )
 
     def change(self, endpoint: WebhookEndpoint, **values: Any) -> WebhookEndpoint:
@@ -201,8 +202,9 @@ class DeliveryRepository(WorkRepository[WebhookDelivery]):
             WebhookDelivery,
             limit=limit,
             descending=descending,
-            after=None if after is None else self.get(after),
-            before=None if before is None else self.get(before),
+            after=after,
+            before=before,
+            get=self.get,
         )
 
     def claim(self, worker_id: str, **noted: Any) -> WebhookDelivery | None:

@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.shared.db.models import Job, Worker
+from service.shared.db.repositories.conflicts import insert_minding
 from service.shared.states import LEASED
 
 if TYPE_CHECKING:
@@ -42,10 +42,9 @@ class WorkerRepository:
     ) -> None:
         """Register the worker, or note that it is alive."""
         now = self._clock.now()
-        dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
         changing = {"kind": kind, "host": host, "pid": pid, "device": device}
         changing |= {"memory_bytes": memory_bytes, "gpus": gpus, "last_seen_at": now}
-        statement = dialect.insert(Worker).values(id=worker_id, started_at=now, **changing)
+        statement = insert_minding(self._session, Worker).values(id=worker_id, started_at=now, **changing)
         self._session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changing))
 
     def remove(self, worker_id: str) -> None:
