@@ -7,6 +7,7 @@ import subprocess
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 
 from service.shared.settings import Settings, load
 from tests.deploy.files import ROOT, compose, example, images, tool, variables
@@ -41,6 +42,17 @@ def test_each_process_takes_its_settings(name: str, monkeypatch: pytest.MonkeyPa
     assert settings.database_url.startswith("postgresql://sam3:filled-postgres_password@postgres:")
     assert settings.storage_dir is None
     assert settings.pulse_file is not None
+
+
+def test_the_key_of_webhooks_reaches_who_seals_and_who_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = Fernet.generate_key().decode()
+    filled = compose(FILLED | {"WEBHOOK_KEY": key})["services"]
+    for name in ("api", "cpu-worker"):
+        for variable, value in (
+            images()[filled[name]["build"]["target"]].environment | filled[name]["environment"]
+        ).items():
+            monkeypatch.setenv(variable, value)
+        assert load().secret_key == key
 
 
 @pytest.mark.parametrize("name", SERVICES)

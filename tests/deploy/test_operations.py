@@ -27,6 +27,9 @@ def test_the_passwords_are_made_as_it_says(tmp_path: Path) -> None:
     assert set(made) == {name for name, must in variables((ROOT / "docker-compose.yml").read_text()).items() if must}
     assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in made.values())
     assert compose(made)["services"]
+    (key,) = re.findall(r"^\$ (echo \"WEBHOOK_KEY=.*>> \.env)$", CODE, re.MULTILINE)
+    subprocess.run(["bash", "-euc", key], cwd=tmp_path, check=True)
+    assert Settings(secret_key=example(tmp_path / ".env")["WEBHOOK_KEY"]).secret_key
 
 
 def test_targets_profiles_files_and_objects_exist() -> None:
