@@ -56,6 +56,7 @@ class JobCreation:
         try:
             return self._create_together(database, requests)
         except Exception as error:
+            self._outlook = None  # it has their jobs
             if len(requests) == 1 or _is_away(error):
                 raise
             # Nothing was committed. One of them is more than planning could foresee: the others do without it.
@@ -71,7 +72,7 @@ class JobCreation:
             answers = answer_all(unit, "jobs.create", requests, lambda specs: self._answers(unit, specs, before))
         after = database.moment()
         if self._outlook is not None and after.commits == before.commits + 1:
-            # Only these jobs were created meanwhile, which changes nothing of it.
+            # Only these jobs were created meanwhile, and it has them.
             known, moment = self._outlook
             self._outlook = known, replace(moment, commits=after.commits)
         return answers
@@ -85,10 +86,14 @@ class JobCreation:
 
     def _answers(self, unit: UnitOfWork, specs: Sequence[JobSpec], now: Moment) -> list[Answer | ServiceError]:
         created = create_jobs(unit, self._settings, specs)
-        if self._outlook is None or not now.is_close_to(self._outlook[1]):
-            self._outlook = outlook(unit, self._settings), now
         jobs = [job for job in created if isinstance(job, Job)]
-        reads = iter(read_jobs(unit, self._settings, jobs, self._outlook[0]))
+        known = self._outlook
+        if known is None or not now.is_close_to(known[1]):
+            known = outlook(unit, self._settings), now
+        else:
+            known = known[0].with_newest(jobs), known[1]
+        self._outlook = known
+        reads = iter(read_jobs(unit, self._settings, jobs, known[0]))
         return [each if isinstance(each, ServiceError) else _answer(next(reads)) for each in created]
 
 

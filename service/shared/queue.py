@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
+import time
+from collections import deque
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,8 @@ import structlog
 from celery import Celery
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from service.shared.clock import Clock
     from service.shared.settings import Settings
 
@@ -21,10 +23,9 @@ log = structlog.get_logger(__name__)
 # but the shortest value of all applications on one Redis counts.
 VISIBILITY_TIMEOUT_S = 30 * 24 * 3600
 SILENCE_AFTER_FAILURE_S = 5.0
-# A worker that fetches one announcement works off all that is due: more than there are workers wake nobody.
-CROWD = 1000
-RINGS_BETWEEN_LOOKS = 100
-SILENCE_IN_A_CROWD_S = 1.0
+# A worker that fetches one announcement works off all that is due: more than there are idle workers wake nobody.
+CROWD = 100
+LOOK_AGAIN_S = 1.0
 MAX_PENDING = 10_000
 CLOSE_TIMEOUT_S = 2.0
 
@@ -60,7 +61,7 @@ QUEUES = {
 class Queue(Protocol):
     """What the service needs of a broker."""
 
-    def ring(self, task: Task, resource_id: str) -> bool:
+    def ring(self, task: Task, *resource_ids: str) -> bool:
         """Announce work; whether the broker took it. Never raises."""
         ...
 
@@ -102,10 +103,7 @@ def celery_app(settings: Settings) -> Celery:
 
 
 class CeleryQueue:
-    """Rings through the broker; after a failure it stays silent for a few seconds instead of delaying callers.
-
-    While a crowd of announcements waits to be fetched, it adds none, so that a long backlog does not fill the broker.
-    """
+    """Rings through the broker; after a failure it stays silent for a few seconds instead of delaying callers."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._app = celery_app(settings)
@@ -113,26 +111,31 @@ class CeleryQueue:
         self._app.conf.broker_transport_options |= {"max_retries": 0, "socket_timeout": 2}
         self._clock = clock
         self._silent_until = float("-inf")
-        self._crowded_until = dict.fromkeys(Task, float("-inf"))
-        self._rings = dict.fromkeys(Task, 0)
 
-    def ring(self, task: Task, resource_id: str) -> bool:
-        if self._clock.monotonic() < self._silent_until:
-            return False
-        if self._is_crowded(task):
-            return True
+    def ring(self, task: Task, *resource_ids: str) -> bool:
+        return self.announce(task, resource_ids) is not None
+
+    def announce(self, task: Task, resource_ids: Sequence[str]) -> int | None:
+        """How many were announced: a crowd of announcements grows no further until workers fetch some, so that a long
+        backlog does not fill the broker. None if the broker cannot be reached. Never raises.
+        """
+        waiting = self.depth(task)
+        if waiting is None:
+            return None
+        announced = resource_ids[: max(0, CROWD - waiting)]
         try:
-            self._app.send_task(task.value, args=[resource_id], queue=task.queue, retry=False)
+            for resource_id in announced:
+                self._app.send_task(task.value, args=[resource_id], queue=task.queue, retry=False)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises, the row is safe
             self._fail(error)
-            return False
-        return True
+            return None
+        return len(announced)
 
     def depth(self, task: Task) -> int | None:
         if self._clock.monotonic() < self._silent_until:
             return None
         try:
-            with self._app.connection_for_write() as connection:
+            with self._app.connection_or_acquire() as connection:
                 channel: Any = connection.default_channel
                 return int(channel.client.llen(task.queue))
         except Exception as error:  # noqa: BLE001 - as above
@@ -142,36 +145,25 @@ class CeleryQueue:
     def close(self) -> None:
         self._app.close()
 
-    def _is_crowded(self, task: Task) -> bool:
-        """Whether the task has more announcements than any number of workers; looks from time to time."""
-        self._rings[task] += 1
-        now = self._clock.monotonic()
-        if now >= self._crowded_until[task] and self._rings[task] >= RINGS_BETWEEN_LOOKS:
-            self._rings[task] = 0
-            if (self.depth(task) or 0) >= CROWD:
-                self._crowded_until[task] = now + SILENCE_IN_A_CROWD_S
-                self._rings[task] = RINGS_BETWEEN_LOOKS  # so that it looks again when that is over
-        return now < self._crowded_until[task]
-
     def _fail(self, error: Exception) -> None:
         self._silent_until = self._clock.monotonic() + SILENCE_AFTER_FAILURE_S
         log.warning("broker_unreachable", error=str(error))
 
 
 class BackgroundQueue:
-    """Rings in a thread of its own, so that no request waits for the broker."""
+    """Rings in a thread of its own, so that no request waits for the broker, for all at once who came meanwhile."""
 
     def __init__(self, inner: CeleryQueue) -> None:
         self._inner = inner
-        self._rings: queue.Queue[tuple[Task, str] | None] = queue.Queue(MAX_PENDING)
+        self._waiting: dict[Task, deque[str]] = {task: deque(maxlen=MAX_PENDING) for task in Task}
+        self._news = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="ringer", daemon=True)
         self._thread.start()
 
-    def ring(self, task: Task, resource_id: str) -> bool:
-        try:
-            self._rings.put_nowait((task, resource_id))
-        except queue.Full:
-            return False
+    def ring(self, task: Task, *resource_ids: str) -> bool:
+        self._waiting[task].extend(resource_ids)
+        self._news.set()
         return True
 
     def depth(self, task: Task) -> int | None:
@@ -179,11 +171,25 @@ class BackgroundQueue:
 
     def close(self) -> None:
         """Ring what is left, if the broker takes it soon, and end."""
-        with contextlib.suppress(queue.Full):
-            self._rings.put_nowait(None)
+        self._closed = True
+        self._news.set()
         self._thread.join(CLOSE_TIMEOUT_S)
         self._inner.close()
 
     def _work(self) -> None:
-        while (ring := self._rings.get()) is not None:
-            self._inner.ring(*ring)
+        crowded_until = dict.fromkeys(Task, float("-inf"))
+        while True:
+            self._news.wait(LOOK_AGAIN_S if any(self._waiting.values()) else None)
+            self._news.clear()
+            is_last = self._closed
+            for task, waiting in self._waiting.items():
+                if waiting and (is_last or time.monotonic() >= crowded_until[task]):
+                    asked = list(waiting)
+                    announced = self._inner.announce(task, asked)
+                    if announced is not None and announced < len(asked):
+                        crowded_until[task] = time.monotonic() + LOOK_AGAIN_S
+                    # Whom the broker does not hear of, the reconciler tells it.
+                    for _ in asked if announced is None else asked[:announced]:
+                        waiting.popleft()
+            if is_last:
+                return

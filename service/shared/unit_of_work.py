@@ -14,7 +14,7 @@ from sqlalchemy.orm import LoaderCriteriaOption, ORMExecuteState, Session, UOWTr
 
 from service.shared.db.migrate import open_engine
 from service.shared.db.models import Export, OfProject, Prediction, WebhookDelivery
-from service.shared.db.models.base import ALL_PROJECTS, DEFAULT_PROJECT
+from service.shared.db.models.base import ALL_PROJECTS, PROJECT
 from service.shared.db.repositories.api_keys import ApiKeyRepository
 from service.shared.db.repositories.artifacts import ArtifactRepository
 from service.shared.db.repositories.attempts import AttemptRepository
@@ -24,6 +24,7 @@ from service.shared.db.repositories.datasets import DatasetRepository
 from service.shared.db.repositories.estimates import EstimateRepository
 from service.shared.db.repositories.events import EventRepository
 from service.shared.db.repositories.idempotency import IdempotencyRepository
+from service.shared.db.repositories.inserts import assign_project
 from service.shared.db.repositories.jobs import JobRepository
 from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 
 CLOSE_S = 1.0
-PROJECT = "project"
-"""Of a session's `info`: the only project that it sees, or None."""
 
 
 class UnitOfWork:
@@ -83,11 +82,11 @@ class UnitOfWork:
         self.estimates = EstimateRepository(session, clock)
         self.idempotency = IdempotencyRepository(session, clock, project or "")
         self.api_keys = ApiKeyRepository(session, clock, project)
-        self.rings: list[tuple[Task, str]] = []
+        self.rings: dict[Task, list[str]] = {}
 
     def ring_after_commit(self, task: Task, resource_id: str) -> None:
         """Tell the workers of a task once the transaction has committed."""
-        self.rings.append((task, resource_id))
+        self.rings.setdefault(task, []).append(resource_id)
 
     def store_messages(self) -> None:
         """Write the webhooks about what has happened; the last statement of a transaction."""
@@ -114,8 +113,7 @@ class _ProjectSession(Session):
 @event.listens_for(_ProjectSession, "before_flush")
 def _assign(session: Session, _context: UOWTransaction, _instances: object) -> None:
     for row in session.new:
-        if isinstance(row, OfProject) and row.project is None:
-            row.project = session.info[PROJECT] or DEFAULT_PROJECT
+        assign_project(session, row)
 
 
 @event.listens_for(_ProjectSession, "do_orm_execute")
@@ -167,8 +165,8 @@ class Database:
                 yield unit
                 unit.store_messages()
         self._commits.add_one()
-        for task, resource_id in unit.rings:
-            self._queue.ring(task, resource_id)
+        for task, resource_ids in unit.rings.items():
+            self._queue.ring(task, *resource_ids)
 
     @contextmanager
     def read(self) -> Iterator[UnitOfWork]:

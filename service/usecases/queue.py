@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from service.shared.db.repositories.queue import with_newest
 from service.shared.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from service.shared.db.models import Job
-    from service.shared.db.repositories.queue import RunningJob
+    from service.shared.db.repositories.queue import Lines, RunningJob
     from service.shared.settings import Settings
     from service.shared.unit_of_work import UnitOfWork
 
@@ -31,32 +32,37 @@ class Place:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What places are judged by, besides the queue."""
+    """What places are judged by."""
 
+    lines: Lines
     running: Sequence[RunningJob]
     sizes: Mapping[str, int]
     """GPUs of the living workers, by their ids."""
     usual_s: float | None
 
+    def with_newest(self, jobs: Iterable[Job]) -> Outlook:
+        """With jobs that were created since."""
+        return replace(self, lines=with_newest(self.lines, jobs))
+
 
 def outlook(unit: UnitOfWork, settings: Settings) -> Outlook:
     """As it is now."""
     sizes = unit.workers.sizes(GPU, within_s=settings.lease_timeout_s)
-    return Outlook(unit.queue.running(), sizes, unit.queue.usual_duration_s())
+    return Outlook(unit.queue.lines(), unit.queue.running(), sizes, unit.queue.usual_duration_s())
 
 
 def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job], known: Outlook | None = None) -> dict[str, Place]:
     """Places of those of the jobs that are queued, by id; the same few statements for one as for many.
 
     Args:
-        known: the outlook, from a moment ago; None: it is looked up.
+        known: the outlook, from a moment ago, with these jobs in it; None: it is looked up.
     """
     queued = [job for job in jobs if job.state is JobState.QUEUED]
     if not queued:
         return {}
     known = known or outlook(unit, settings)
     running, sizes, usual_s = known.running, known.sizes, known.usual_s
-    ahead = unit.queue.jobs_ahead(queued, running)
+    ahead = unit.queue.jobs_ahead(queued, running, known.lines)
     free_at = {
         gpus: _free_at(running, {worker for worker, size in sizes.items() if size >= gpus}, usual_s, unit.clock.now())
         for gpus in {job.gpus for job in queued}

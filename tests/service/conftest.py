@@ -61,9 +61,9 @@ class FakeQueue:
         self.down = False
         self.unfetched = 0
 
-    def ring(self, task: Task, resource_id: str) -> bool:
+    def ring(self, task: Task, *resource_ids: str) -> bool:
         if not self.down:
-            self.rings.append((task, resource_id))
+            self.rings += [(task, resource_id) for resource_id in resource_ids]
         return not self.down
 
     def depth(self, task: Task) -> int | None:

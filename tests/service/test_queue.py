@@ -11,9 +11,7 @@ from service.shared.clock import SystemClock
 from service.shared.queue import (
     CLOSE_TIMEOUT_S,
     CROWD,
-    RINGS_BETWEEN_LOOKS,
     SILENCE_AFTER_FAILURE_S,
-    SILENCE_IN_A_CROWD_S,
     BackgroundQueue,
     CeleryQueue,
     Task,
@@ -21,6 +19,7 @@ from service.shared.queue import (
 )
 from service.shared.settings import Settings
 from tests.service.conftest import FakeClock
+from tests.stack import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,21 +89,20 @@ def test_a_ring_works_again_once_the_broker_is_back(tmp_path: Path) -> None:
         queue.close()
 
 
+def fetch_all_but(queue: CeleryQueue, left: int) -> None:
+    with queue._app.connection_for_write() as connection:
+        connection.default_channel.client.ltrim("gpu", 0, left - 1)
+
+
 def test_a_crowd_of_announcements_grows_no_further_until_workers_fetch_some(queue: CeleryQueue) -> None:
-    clock = FakeClock()
-    queue._clock = clock
-    for number in range(CROWD + 3 * RINGS_BETWEEN_LOOKS):
-        assert queue.ring(Task.TRAIN, f"job_{number}")
-    assert CROWD <= (queue.depth(Task.TRAIN) or 0) <= CROWD + RINGS_BETWEEN_LOOKS
+    assert queue.announce(Task.TRAIN, [f"job_{number}" for number in range(CROWD + 20)]) == CROWD
+    assert queue.ring(Task.TRAIN, "job_that_wakes_nobody_more")
+    assert queue.depth(Task.TRAIN) == CROWD
     assert queue.ring(Task.INGEST, "ds_1")
     assert queue.depth(Task.INGEST) == 1  # each task for itself
-    clock.advance(SILENCE_IN_A_CROWD_S)
-    assert queue.ring(Task.TRAIN, "job_still_crowded")
-    with queue._app.connection_for_write() as connection:
-        connection.default_channel.client.ltrim("gpu", 0, 9)
-    clock.advance(SILENCE_IN_A_CROWD_S)
-    assert queue.ring(Task.TRAIN, "job_again")
-    assert queue.depth(Task.TRAIN) == 11
+    fetch_all_but(queue, 10)
+    assert queue.ring(Task.TRAIN, "job_again", "job_and_another")
+    assert queue.depth(Task.TRAIN) == 12
 
 
 def test_requests_do_not_wait_for_a_broker_that_hangs(tmp_path: Path) -> None:
@@ -124,9 +122,36 @@ def test_what_was_rung_in_the_background_is_sent_before_the_end(queue: CeleryQue
     background = BackgroundQueue(queue)
     for number in range(20):
         background.ring(Task.TRAIN, f"job_{number}")
-    background._rings.put(None)
-    background._thread.join(10)
-    assert background.depth(Task.TRAIN) == 20
+    background.close()
+    assert queue.depth(Task.TRAIN) == 20
+
+
+def test_what_a_crowd_kept_in_the_background_is_sent_once_workers_fetch(queue: CeleryQueue) -> None:
+    background = BackgroundQueue(queue)
+    for number in range(CROWD + 30):
+        background.ring(Task.TRAIN, f"job_{number}")
+    background.ring(Task.INGEST, "ds_1")
+    wait_until(lambda: queue.depth(Task.INGEST) == 1)
+    assert queue.depth(Task.TRAIN) == CROWD
+    fetch_all_but(queue, 1)
+    wait_until(lambda: queue.depth(Task.TRAIN) == 31)
+    background.ring(Task.TRAIN, "job_last")
+    wait_until(lambda: queue.depth(Task.TRAIN) == 32)
+    background.close()
+
+
+def test_what_a_broker_that_is_down_did_not_take_is_not_rung_later(queue: CeleryQueue) -> None:
+    """The reconciler tells it instead: by then others may have done the work."""
+    clock = FakeClock()
+    queue._clock = clock
+    queue._silent_until = clock.monotonic() + SILENCE_AFTER_FAILURE_S
+    background = BackgroundQueue(queue)
+    background.ring(Task.TRAIN, "job_1")
+    wait_until(lambda: not background._waiting[Task.TRAIN])
+    clock.advance(SILENCE_AFTER_FAILURE_S)
+    background.ring(Task.TRAIN, "job_2")
+    wait_until(lambda: queue.depth(Task.TRAIN) == 1)
+    background.close()
 
 
 def test_both_sides_share_options_that_never_lose_or_repeat_by_themselves(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ class RecordingQueue:
     def __init__(self) -> None:
         self.rings: list[tuple[Task, str]] = []
 
-    def ring(self, task: Task, resource_id: str) -> bool:
-        self.rings.append((task, resource_id))
+    def ring(self, task: Task, *resource_ids: str) -> bool:
+        self.rings += [(task, resource_id) for resource_id in resource_ids]
         return True
 
     def depth(self, task: Task) -> int | None:

@@ -100,6 +100,8 @@ class StorableJson(TypeDecorator[Any]):
 
 Id = StorableName(48)
 DEFAULT_PROJECT = "default"
+PROJECT = "project"
+"""Of a session's `info`: the only project that it sees, or None."""
 ALL_PROJECTS = "all_projects"
 """Execution option of a statement that has to see every project, such as one about the queue."""
 

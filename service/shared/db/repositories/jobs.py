@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, case, delete, false, func, insert, not_, or_, 
 from service.shared.db.models import Artifact, Attempt, Base, Checkpoint, Dataset, Job, JobLabel
 from service.shared.db.repositories.events import EventRepository, NewEvent
 from service.shared.db.repositories.fencing import returning_job
+from service.shared.db.repositories.inserts import insert_new
 from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
@@ -60,8 +61,7 @@ class JobRepository:
             if job.state is JobState.QUEUED:
                 job.queued_at = job.next_publish_at = now
             job.last_event_seq, job.attempt = 1 + len(events), 0
-        self._session.add_all(jobs)
-        self._session.flush()
+        insert_new(self._session, jobs)
         self._label(jobs)
         self._events.store_all({job: [_status(job.state, f"Job {job.state}"), *events] for job, events in jobs.items()})
         for job in jobs:

