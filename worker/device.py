@@ -66,14 +66,15 @@ def _gpu_memory(used: Sequence[Gpu]) -> int | None:
     try:
         pynvml.nvmlInit()
         try:
-            return min(int(pynvml.nvmlDeviceGetMemoryInfo(_handle(gpu)).total) for gpu in used)
+            return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle(gpu)).total) for gpu in used)
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return None
 
 
-def _handle(gpu: Gpu) -> object:
+def handle(gpu: Gpu) -> object:
+    """What the driver's library knows it by, between `nvmlInit` and `nvmlShutdown`."""
     if not gpu.name.isdigit():
         return pynvml.nvmlDeviceGetHandleByUUID(gpu.name)
     return pynvml.nvmlDeviceGetHandleByIndex(min(int(gpu.name), pynvml.nvmlDeviceGetCount() - 1))

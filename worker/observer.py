@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 FLUSH_INTERVAL_S = 1.0
 MAX_PENDING = 500
+VITALS_INTERVAL_S = 10.0
 LOG_PIECE_BYTES = 256 * 1024
 MAX_STEP = 2**63 - 1  # a signed 64-bit column
 # Kept as metric points and as the job's progress; a row of each in the event list would only bury the others.
@@ -48,6 +49,9 @@ class Observer:
         self._log_file = log_file
         self._log_offset = 0
         self._flush_at = 0.0
+        self._vitals_at = 0.0
+        self.vitals: Callable[[], dict[str, float]] = dict
+        """Further metrics, asked for every ten seconds in which the trainer reports some."""
 
     def __call__(self, event: Event) -> None:
         """Take one event; a checkpoint's or an artifact's is kept back until its files are published.
@@ -117,9 +121,17 @@ class Observer:
             [NewEvent(event.type, event.message, event.data, event.level) for event in listed],
         )
         if metrics := [event for event in self._pending if event.type is EventType.METRICS]:
-            unit.metrics.add_all(self._job_id, self._epoch, [step for event in metrics for step in _step_values(event)])
+            steps = [step for event in metrics for step in _step_values(event)]
+            unit.metrics.add_all(self._job_id, self._epoch, steps + self._vitals_after(steps))
         if state := _state_after(self._pending):
             unit.attempts.report(self._job_id, self._epoch, **state)
+
+    def _vitals_after(self, steps: list[StepValues]) -> list[StepValues]:
+        now = time.monotonic()
+        if not steps or now < self._vitals_at:
+            return []
+        self._vitals_at = now + VITALS_INTERVAL_S
+        return [StepValues(steps[-1].step, steps[-1].epoch, self.vitals())]
 
     def _new_log(self, *, whole_lines: bool = True) -> tuple[str, int]:
         """What the trainer has logged since, and the offset behind it."""

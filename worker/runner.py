@@ -16,6 +16,7 @@ from sam3_lora.child import EXIT_FAILED
 from sam3_lora.coco.layout import find_layout
 from sam3_lora.config import RunConfig, parse
 from sam3_lora.events import Event, EventType, Level, Phase
+from service.shared import gpus
 from service.shared.errors import LeaseLostError
 from service.shared.states import JobRequest, JobState
 from worker import failures
@@ -24,6 +25,7 @@ from worker.artifacts import ArtifactPublisher
 from worker.observer import Observer
 from worker.publisher import Publisher
 from worker.supervisor import Ask, Cut, Ending, Limits, Trainer
+from worker.vitals import vitals
 from worker.work import Runner
 
 if TYPE_CHECKING:
@@ -199,6 +201,8 @@ class TrainingRunner(Runner["Job"]):
             Trainer(command, log=log_file, temporary=temporary, limits=limits) as trainer,
             lease.passed_on(trainer.renew),
         ):
+            used = gpus.visible()[: job.gpus]
+            observer.vitals = lambda: vitals(trainer.pid, used)
             return trainer.supervise(observer, ask)
 
     def _check(self, lease: Lease) -> None:

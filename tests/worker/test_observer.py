@@ -97,6 +97,25 @@ def test_state_of_the_job_follows(database: Database, job: Job, observer: Observ
     assert after.progress["percent"] == 20
 
 
+def test_what_the_trainer_takes_of_the_machine_is_noted_now_and_then(
+    database: Database, job: Job, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer.vitals = lambda: {"sys/mem_used_bytes": 5e8}
+    for step in (1, 2, 3):
+        observer(Event(EventType.METRICS, "", {"step": step, "epoch": 0.5, "values": {"train/loss": 1.0}}))
+    observer.flush()
+    observer(Event(EventType.METRICS, "", {"step": 4, "values": {"train/loss": 1.0}}))
+    observer.flush()  # too soon for more
+    [point] = [point for point in points_of(database, job.id) if point.name.startswith("sys/")]
+    assert (point.name, point.step, point.epoch, point.value) == ("sys/mem_used_bytes", 3, 0.5, 5e8)
+    monkeypatch.setattr("worker.observer.VITALS_INTERVAL_S", 0.0)
+    observer._vitals_at = 0.0
+    for step in (5, 6):
+        observer(Event(EventType.METRICS, "", {"step": step, "values": {"train/loss": 1.0}}))
+        observer.flush()
+    assert [point.step for point in points_of(database, job.id) if point.name.startswith("sys/")] == [3, 5, 6]
+
+
 def test_lost_lease_is_raised(database: Database, job: Job, observer: Observer) -> None:
     with database.write() as unit:
         unit.attempts.reap(unit.attempts.leases()[0])

@@ -126,6 +126,7 @@ def test_success_leaves_everything_a_client_may_ask_for(rig: Rig) -> None:
         (file.name, file.sha256, file.storage_key) for file in best.files
     ]
     assert {(point.name, point.step): point.value for point in metrics}["train/loss", 20] == 0.5
+    assert any(point.name == "sys/mem_used_bytes" and point.value > 1e6 for point in metrics)
     assert log == "a line of log\n"
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     announced = [event for event in events if event.type == "checkpoint"]
