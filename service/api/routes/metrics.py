@@ -31,7 +31,12 @@ def get_metrics(
     query: Annotated[MetricsQuery, Query()],
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Metric series of the job, as JSON or, with `Accept: text/csv` or `format=csv`, one row for each point."""
+    """Metric series of the job, as JSON or, with `Accept: text/csv` or `format=csv`, one row for each point.
+
+    `train/loss` and its parts `train/loss_...`, `train/lr`, `train/grad_norm`, `train/images_per_s`; of each validation
+    `val/segm_mAP`, `val/bbox_mAP`, `val/cgF1` and others, and as `base/...` those of the untuned model; about every ten
+    seconds `sys/mem_used_bytes` of the trainer, and `sys/gpu0/mem_used_bytes` and `sys/gpu0/utilization` of each GPU.
+    """
     unit.jobs.get(job_id)
     metrics = read_metrics(
         unit,
