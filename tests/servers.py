@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,6 +110,26 @@ def fresh_database(server_url: str) -> Iterator[str]:
     finally:
         with _connect(server_url) as connection:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@contextlib.contextmanager
+def pooled(url: str, connections: int) -> Iterator[str]:
+    """URL of a PgBouncer before a database, which lends so many connections for a transaction each."""
+    pgbouncer = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if pgbouncer is None:
+        pytest.skip("no PgBouncer: put it on PATH")
+    parsed = make_url(url)
+    with _folder("pgbouncer") as folder:
+        _own(folder)
+        (folder / "pgbouncer.ini").write_text(
+            f"[databases]\n{parsed.database} = host={parsed.query['host']} user=postgres\n"
+            f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {folder}\nauth_type = any\n"
+            f"pool_mode = transaction\ndefault_pool_size = {connections}\nmax_client_conn = 500\n"
+        )
+        through = parsed.set(query={"host": str(folder), "port": "6432"}).render_as_string()
+        command = [pgbouncer, folder / "pgbouncer.ini"]
+        with _running(command, signal.SIGINT, folder / "log", lambda: _postgres_answers(through)):
+            yield through
 
 
 @contextlib.contextmanager

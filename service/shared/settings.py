@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     """Folder of everything this machine keeps: database, storage, uploads in progress, logs, workspaces."""
     database_url: str = Field("", repr=False)
     """`sqlite:////absolute/file.db` or `postgresql://user:password@host/name`; empty: SQLite in `data_dir`."""
+    database_pooler: bool = False
+    """Between the processes and PostgreSQL stands a pooler, such as PgBouncer, that gives each transaction whatever
+    connection is free: nothing is then kept on a connection."""
     broker_url: str = Field("", repr=False)
     """`redis://...`, `rediss://...` or `redis+socket:///path`; empty: the embedded broker's socket in `data_dir`."""
     storage_url: str = ""

@@ -13,19 +13,24 @@ from service.shared.db.models.base import to_json
 from service.shared.errors import SettingsError
 
 BUSY_TIMEOUT_S = 10
+LOCK_TIMEOUT_S = 10
 WAL_RETRY_S = 0.02
 
 
-def create_engine(url: str) -> Engine:
+def create_engine(url: str, *, pooler: bool = False) -> Engine:
     """An engine whose transactions write by default; `execution_options(read_only=True)` gives one that reads.
 
     SQLite: WAL, fully synchronous, foreign keys on, and a writing transaction takes the write lock at once
     (a later upgrade of a read lock would fail instead of wait).
+
+    Args:
+        pooler: PostgreSQL is reached through one that keeps no session for a client.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(url)
-    return sqlalchemy_create_engine(
+    kept = {"prepare_threshold": None} if pooler else {"options": f"-c lock_timeout={LOCK_TIMEOUT_S}s -c timezone=UTC"}
+    engine = sqlalchemy_create_engine(
         parsed.set(drivername="postgresql+psycopg"),
         json_serializer=to_json,
         pool_pre_ping=True,
@@ -33,8 +38,15 @@ def create_engine(url: str) -> Engine:
         max_overflow=10,
         pool_timeout=10,
         hide_parameters=True,
-        connect_args={"connect_timeout": 5, "options": "-c lock_timeout=10s -c timezone=UTC"},
+        connect_args={"connect_timeout": 5, **kept},
     )
+    if pooler:
+        event.listen(
+            engine,
+            "begin",
+            lambda connection: connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"),
+        )
+    return engine
 
 
 def _sqlite(url: str) -> Engine:

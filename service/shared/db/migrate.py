@@ -31,7 +31,7 @@ def open_engine(settings: Settings) -> Engine:
     url = make_url(settings.database_url)
     if url.get_backend_name() == "sqlite":
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return create_engine(settings.database_url)
+    return create_engine(settings.database_url, pooler=settings.database_pooler)
 
 
 def upgrade_engine(engine: Engine) -> None:
