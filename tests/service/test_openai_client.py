@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -12,8 +13,10 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from sqlalchemy import update
 
-from service.shared.db.models import Dataset, Job
+from service.shared.db.models import Dataset
+from service.shared.db.repositories.checkpoints import CheckpointManifest
 from service.shared.db.repositories.events import NewEvent
+from service.shared.db.repositories.metrics import StepValues
 from service.shared.states import DatasetState, JobState
 from service.usecases.access import Scope
 from tests.service.conftest import Api, add_dataset, add_job, assert_problem, served, zip_bytes
@@ -246,6 +249,22 @@ def test_parts_are_put_together_as_they_are_named(api: Api, client: OpenAI) -> N
     assert api.client.get(f"/v1/uploads/{upload.id}").json()["file"]["id"] == done.file.id
     client.files.delete(done.file.id)
     assert api.client.get(f"/v1/uploads/{upload.id}").json()["file"] is None
+
+
+def test_parts_and_completions_that_come_together_make_one_dataset(live: Api) -> None:
+    with connected(live) as client:
+        upload = begin(client)
+        pieces = [CONTENT[start : start + 1000] for start in range(0, len(CONTENT), 1000)]
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(pool.map(lambda piece: client.uploads.parts.create(upload.id, data=piece), pieces))
+            part_ids = [part.id for part in parts]
+            done = list(pool.map(lambda _: client.uploads.complete(upload.id, part_ids=part_ids), range(4)))
+        assert done == [done[0]] * 4
+        [file] = client.files.list()
+        assert file == done[0].file
+        assert client.files.content(file.id).content == CONTENT
+        assert live.storage.list("uploads") == []
+        assert len(live.storage.list("datasets")) == 1
 
 
 def test_an_upload_that_is_cancelled_is_gone(api: Api, client: OpenAI) -> None:
@@ -587,8 +606,6 @@ def test_results_of_a_job(api: Api, client: OpenAI, tmp_path: Path) -> None:
 def test_checkpoints_have_what_was_measured_at_their_step(api: Api, client: OpenAI, tmp_path: Path) -> None:
     add_model(api.database, api.storage, tmp_path)
     [job] = client.fine_tuning.jobs.list()
-    with api.database.write() as unit:
-        unit.session.execute(update(Job).where(Job.id == job.id).values(state=JobState.SUCCEEDED))
     [checkpoint] = client.fine_tuning.jobs.checkpoints.list(job.id)
     assert (checkpoint.fine_tuning_job_id, checkpoint.step_number) == (job.id, 30)
     assert checkpoint.fine_tuned_model_checkpoint == checkpoint.id
@@ -597,9 +614,6 @@ def test_checkpoints_have_what_was_measured_at_their_step(api: Api, client: Open
         "step": 30,
     }
     running = claimed_job(api.database)
-    from service.shared.db.repositories.checkpoints import CheckpointManifest
-    from service.shared.db.repositories.metrics import StepValues
-
     with api.database.write() as unit:
         unit.metrics.add_all(
             running.id,
@@ -624,6 +638,9 @@ def test_models_are_listed_as_they_are(api: Api, client: OpenAI, tmp_path: Path)
     assert [model.id for model in models] == ids[::-1]
     assert client.models.retrieve(ids[0]).owned_by == "default"
     assert client.models.retrieve(ids[0]).created == int(api.clock.now().timestamp())
+    with OpenAI(base_url=f"{api.client.base_url}/v1", api_key="none") as lenient:
+        lenient.models.delete(ids[0])
+    assert [model.id for model in client.models.list()] == [ids[1]]
 
 
 def test_what_is_not_offered_is_not_found(api: Api, client: OpenAI, dataset: str) -> None:

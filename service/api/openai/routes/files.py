@@ -97,15 +97,15 @@ def get_file(unit: ReadUnit, found: AppServices, file_id: FileId) -> FileRead:
     """One file: a dataset, the metrics of a job or a tuned model."""
     if not _is_result(file_id):
         return file_read(unit.datasets.get(file_id))
-    return result_read(file_id, *_result(unit, found.storage, file_id))
+    url = _owner(unit, file_id)
+    return result_read(file_id, _result(unit, found.storage, file_id), url)
 
 
 @router.delete("/{file_id}", responses=problem_responses(404, 409, 503))
-def remove_file(unit: WriteUnit, found: AppServices, file_id: FileId) -> FileDeleted:
+def remove_file(unit: WriteUnit, file_id: FileId) -> FileDeleted:
     """Delete a dataset that no unfinished job needs. Files of results go with their job or model."""
     if _is_result(file_id):
-        _, url = _result(unit, found.storage, file_id)
-        raise StateConflictError(f"File {file_id} is a result: it goes with {url}, which can be deleted.")
+        raise StateConflictError(f"File {file_id} is a result: delete {_owner(unit, file_id)}, and it goes too.")
     usecase.delete_dataset(unit, file_id)
     return FileDeleted(id=file_id)
 
@@ -121,7 +121,7 @@ def get_file_content(
 ) -> Response:
     """Download a dataset's archive, a job's metrics as CSV, or a tuned model's adapter as zip; resumes."""
     if _is_result(file_id):
-        download, _ = _result(unit, found.storage, file_id)
+        download = _result(unit, found.storage, file_id)
     else:
         download = _archive(found.storage, unit.datasets.get(file_id))
     return send(request, conditions, download)
@@ -155,17 +155,22 @@ def _is_result(file_id: str) -> bool:
     return file_id.startswith((METRICS_PREFIX, MODEL_PREFIX))
 
 
-def _result(unit: UnitOfWork, storage: Storage, file_id: str) -> tuple[Download, str]:
-    """The content of a file of results, and where what it belongs to is found."""
+def _owner(unit: UnitOfWork, file_id: str) -> str:
+    """Where the job or model is found that a file of results belongs to."""
     if file_id.startswith(METRICS_PREFIX):
-        job_id = file_id.removeprefix(METRICS_PREFIX)
-        return _metrics(unit, job_id), f"/v1/jobs/{job_id}"
+        return f"/v1/jobs/{unit.jobs.get(file_id.removeprefix(METRICS_PREFIX)).id}"
+    return f"/v1/models/{unit.models.get(file_id).id}"
+
+
+def _result(unit: UnitOfWork, storage: Storage, file_id: str) -> Download:
+    """The content of a file of results."""
+    if file_id.startswith(METRICS_PREFIX):
+        return _metrics(unit, file_id.removeprefix(METRICS_PREFIX))
     model = unit.models.get(file_id)
     if model.archive_sha256 is None:
         raise NotFoundError(f"Model {model.id} is of an older version: download the files of its job's checkpoint.")
     filename = f"{model.id}-native.zip"
-    download = archived(storage, model.files, model.archive_sha256, filename=filename, created_at=model.created_at)
-    return download, f"/v1/models/{model.id}"
+    return archived(storage, model.files, model.archive_sha256, filename=filename, created_at=model.created_at)
 
 
 def _metrics(unit: UnitOfWork, job_id: str) -> Download:
