@@ -74,7 +74,7 @@ TAGS = [
     {"name": "access", "description": "API keys, and what they allow."},
     {"name": "webhooks", "description": "Signed messages about what happens, sent to a URL."},
     {
-        "name": "openai-compatible",
+        "name": "OpenAI-compatible",
         "description": "The same datasets, uploads and jobs for OpenAI's clients, with only their `base_url` changed.",
     },
     {"name": "operations", "description": "Probes and version."},

@@ -29,7 +29,7 @@ from service.usecases import datasets as usecase
 from service.usecases.idempotency import Answer
 from service.usecases.metrics import read_metrics
 
-router = APIRouter(prefix="/files", tags=["openai-compatible"])
+router = APIRouter(prefix="/files", tags=["OpenAI-compatible"])
 
 FileId = Annotated[
     str, Path(max_length=64, description="Id of the file.", examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])

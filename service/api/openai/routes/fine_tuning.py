@@ -1,5 +1,6 @@
 """Fine-tuning jobs: the jobs of this service, asked for and told of as OpenAI's clients do."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,11 +32,12 @@ from service.shared.errors import NotFoundError, ServiceError
 from service.usecases import actions
 from service.usecases.idempotency import Keyed, fingerprint
 
-router = APIRouter(prefix="/fine_tuning/jobs", tags=["openai-compatible"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/fine_tuning/jobs", tags=["OpenAI-compatible"], route_class=StrictJsonRoute)
 
 FineTuningJobId = Annotated[
     str, Path(max_length=64, description="Id of the job.", examples=["job_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
 ]
+MEMBER = re.compile(r"\b(base_model|dataset_id|validation_dataset_id)\b")
 ACTED = problem_responses(404, 409, 422, 503)
 
 
@@ -135,8 +137,16 @@ def _pointing_into_body() -> Iterator[None]:
     try:
         yield
     except ServiceError as error:
-        error.errors = [fault | {"pointer": _pointer(fault["pointer"])} for fault in error.errors]
+        error.message = _named_as_here(error.message)
+        error.errors = [
+            fault | {"pointer": _pointer(fault["pointer"]), "message": _named_as_here(fault["message"])}
+            for fault in error.errors
+        ]
         raise
+
+
+def _named_as_here(text: str) -> str:
+    return MEMBER.sub(lambda match: PLACES[match[0]], text)
 
 
 def _pointer(pointer: str) -> str:

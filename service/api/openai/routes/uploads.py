@@ -12,7 +12,7 @@ from service.api.openai.schemas.lists import unix
 from service.api.openai.schemas.uploads import OpenAIUploadPartRead, OpenAIUploadRead, openai_upload_read
 from service.usecases import uploads as usecase
 
-router = APIRouter(prefix="/uploads", tags=["openai-compatible"])
+router = APIRouter(prefix="/uploads", tags=["OpenAI-compatible"])
 
 UploadId = Annotated[str, Path(max_length=64)]
 PART_BODY = {
