@@ -109,7 +109,7 @@ def largest_part(unit: UnitOfWork, upload_id: str) -> int:
     """
     upload = unit.uploads.get(upload_id)
     _refuse_closed(unit, upload)
-    refuse_numbered(upload)
+    _refuse_numbered(upload)
     return upload.part_bytes
 
 
@@ -209,7 +209,7 @@ def discard_upload(
             raise NotFoundError(f"Upload {upload_id} has not expired.")
         if only_pending:
             _refuse_closed(unit, upload)
-            refuse_numbered(upload)
+            _refuse_numbered(upload)
         keys = [part.storage_key for part in unit.uploads.parts(upload_id)]
         if upload.storage_key is not None and not unit.datasets.known_keys([upload.storage_key]):
             keys.append(upload.storage_key)
@@ -218,7 +218,7 @@ def discard_upload(
     return upload
 
 
-def refuse_numbered(upload: Upload) -> None:
+def _refuse_numbered(upload: Upload) -> None:
     """Raise StateConflictError if the upload has no purpose: its parts have numbers."""
     if upload.purpose is None:
         url = f"/uploads/{upload.id}"
@@ -234,7 +234,7 @@ def _refuse_closed(unit: UnitOfWork, upload: Upload) -> None:
 
 def _next_number(unit: UnitOfWork, upload: Upload, size_bytes: int) -> int:
     """The number of one more part of a locked upload with a purpose."""
-    refuse_numbered(upload)
+    _refuse_numbered(upload)
     last, there_bytes = unit.uploads.extent(upload.id)
     if last >= MAX_PARTS:
         raise _refusal("", "too_many_parts", f"an upload has at most {MAX_PARTS:,} parts: begin a new one")

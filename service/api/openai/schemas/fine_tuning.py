@@ -38,7 +38,7 @@ STATUS: dict[JobState, Status] = {
     JobState.CANCELLED: "cancelled",
 }
 DEFAULTS = TrainingConfig().model_dump()
-FILE_ID = Annotated[str, Field(min_length=1, max_length=64, examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])]
+FileId = Annotated[str, Field(min_length=1, max_length=64, examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])]
 METRICS_PREFIX = "metrics_"
 """Before the id of a job in the id of the file of its metrics."""
 PLACES = {
@@ -105,9 +105,9 @@ class FineTuningJobCreate(Section):
 
     model: BaseName
     """The model that is adapted."""
-    training_file: FILE_ID
+    training_file: FileId
     """Dataset to train on; it may still be in its check."""
-    validation_file: FILE_ID | None = None
+    validation_file: FileId | None = None
     """Dataset whose validation images (all of its images, where it has none) are the validation set; null: those of
     `training_file`."""
     suffix: str | None = Field(None, min_length=1, max_length=64, examples=["pallets-v3"])
