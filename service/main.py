@@ -15,6 +15,9 @@ from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.links import add_links
 from service.api.middleware import RequestContext
+from service.api.openai.routes import files, fine_tuning
+from service.api.openai.routes import uploads as openai_uploads
+from service.api.openai.schemas.uploads import OpenAIUploadCreate
 from service.api.routes import (
     actions,
     api_keys,
@@ -38,6 +41,7 @@ from service.api.routes import (
     webhooks,
 )
 from service.api.schemas.datasets import DatasetCreate
+from service.api.schemas.uploads import UploadCreate
 from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import BackgroundQueue, CeleryQueue, Queue
@@ -69,6 +73,10 @@ TAGS = [
     {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
     {"name": "access", "description": "API keys, and what they allow."},
     {"name": "webhooks", "description": "Signed messages about what happens, sent to a URL."},
+    {
+        "name": "OpenAI-compatible",
+        "description": "The same datasets, uploads and jobs for OpenAI's clients, with only their `base_url` changed.",
+    },
     {"name": "operations", "description": "Probes and version."},
 ]
 
@@ -93,6 +101,9 @@ ROUTES = (
     api_keys,
     webhooks,
     operations,
+    files,
+    openai_uploads,
+    fine_tuning,
 )
 
 
@@ -160,9 +171,9 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             schemas = document["components"]["schemas"]
-            for model in (Problem, DatasetCreate):
+            for model in (Problem, DatasetCreate, UploadCreate, OpenAIUploadCreate):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas |= schema.pop("$defs") | {model.__name__: schema}
+                schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             described = errors.problem_responses(422)[422]

@@ -50,8 +50,9 @@ async def receive_form(
     max_bytes: int,
     idle_timeout_s: float,
     repeatable: frozenset[str] = frozenset(),
+    file_part: str = "file",
 ) -> AsyncIterator[FormFile]:
-    """Receive a form of one part `file` and optional text fields; the file is deleted on leaving.
+    """Receive a form of one part `file_part` and optional text fields; the file is deleted on leaving.
 
     Fields that are `repeatable` may come up to `MAX_REPEATED` times.
 
@@ -61,7 +62,9 @@ async def receive_form(
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data":
-        raise UnsupportedMediaTypeError("Send a form as multipart/form-data with the file in a part named 'file'.")
+        raise UnsupportedMediaTypeError(
+            f"Send a form as multipart/form-data with the file in a part named {file_part!r}."
+        )
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
         raise MalformedRequestError("The multipart boundary is missing or too long.")
@@ -69,7 +72,7 @@ async def receive_form(
     if int(request.headers.get("content-length", "0")) > max_bytes + OVERHEAD_BYTES:
         raise too_large
     async with staging_file(staging_dir) as (path, file):
-        form = _Form(boundary, file, known_fields, repeatable, max_bytes, too_large)
+        form = _Form(boundary, file, known_fields, repeatable, max_bytes, too_large, file_part)
         received = 0
         async for chunk in body_chunks(request, idle_timeout_s=idle_timeout_s):
             received += len(chunk)
@@ -108,7 +111,9 @@ class _Form:
         repeatable: frozenset[str],
         max_bytes: int,
         too_large: ServiceError,
+        file_part: str,
     ) -> None:
+        self._file_part = file_part
         self._max_bytes = max_bytes
         self._too_large = too_large
         self.pending = bytearray()
@@ -147,7 +152,8 @@ class _Form:
         if not self._complete:
             raise MalformedRequestError("The form ends before its closing boundary: the upload was cut off.")
         if self._filename is None:
-            raise _fault("/file", "missing", "the form has no part named 'file' with a file name")
+            missing = f"the form has no part named {self._file_part!r} with a file name"
+            raise _fault(f"/{self._file_part}", "missing", missing)
 
     def flush(self) -> None:
         self._digest.update(self.pending)
@@ -181,12 +187,12 @@ class _Form:
         _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
         name = _text(options.get(b"name", b""), "/")
         self._part.name = name
-        if name == "file":
+        if name == self._file_part:
             if self._filename is not None:
-                raise _fault("/file", "duplicate", "the form has two parts named 'file'")
-            self._filename = plain_filename(_text(options.get(b"filename", b""), "/file"))
+                raise _fault(f"/{name}", "duplicate", f"the form has two parts named {name!r}")
+            self._filename = plain_filename(_text(options.get(b"filename", b""), f"/{name}"))
         elif name not in self._known_fields:
-            known = ", ".join(["file", *sorted(self._known_fields)])
+            known = ", ".join([self._file_part, *sorted(self._known_fields)])
             raise _fault(f"/{name[:100]}", "extra_forbidden", f"unknown part; known: {known}")
         elif name in self._fields:
             raise _fault(f"/{name}", "duplicate", "the part appears twice")
@@ -194,7 +200,7 @@ class _Form:
             raise _fault(f"/{name}", "too_long", f"the part appears more than {MAX_REPEATED} times")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._part.name == "file":
+        if self._part.name == self._file_part:
             self._size_bytes += end - start
             if self._size_bytes > self._max_bytes:
                 raise self._too_large
@@ -208,7 +214,7 @@ class _Form:
         name = self._part.name
         if name in self._repeated:
             self._repeated[name].append(_text(bytes(self._part.text), f"/{name}/{len(self._repeated[name])}"))
-        elif name != "file":
+        elif name != self._file_part:
             self._fields[name] = _text(bytes(self._part.text), f"/{name}")
 
     def _end(self) -> None:

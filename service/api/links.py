@@ -13,6 +13,8 @@ RESOURCES = {
     "SweepRead": "sweep_id",
     "ComparisonRead": "comparison_id",
     "PredictionRead": "prediction_id",
+    "FileRead": "file_id",
+    "FineTuningJobRead": "fine_tuning_job_id",
 }
 """Schema of a resource and what its id is called in paths."""
 MADE = ("201", "202")
@@ -32,8 +34,9 @@ def add_links(document: dict[str, Any]) -> None:
         for operation in operations.values():
             for status in MADE:
                 response = operation["responses"].get(status, {})
-                schema = response.get("content", {}).get(BODY, {}).get("schema", {}).get("$ref", "")
-                parameter = RESOURCES.get(schema.rpartition("/")[2])
+                schema = response.get("content", {}).get(BODY, {}).get("schema", {})
+                first = schema.get("anyOf", [schema])[0].get("$ref", "")
+                parameter = RESOURCES.get(first.rpartition("/")[2])
                 if parameter is not None:
                     response["links"] = {name: _link(name, parameter) for name in following[parameter]}
 

@@ -47,8 +47,9 @@ def store_dataset(
     *,
     idempotency_key: str | None,
     answer: Callable[[Dataset], Answer],
+    operation: str = "datasets.create",
 ) -> Answer:
-    """Keep an archive that came with the request and register it; once per idempotency key."""
+    """Keep an archive that came with the request and register it; once per operation and idempotency key."""
     dataset_id = new_id("ds")
     # Before the transaction: a large file must not hold up other writers.
     archive = storage.put_file(archive_key(dataset_id), path)
@@ -63,7 +64,7 @@ def store_dataset(
                 return answer(dataset)
 
             request_sha256 = fingerprint({"name": spec.name, "file": archive.sha256})
-            return answer_once(unit, "datasets.create", idempotency_key, request_sha256, create)
+            return answer_once(unit, operation, idempotency_key, request_sha256, create)
     finally:
         if not is_kept:
             storage.delete(archive.key)

@@ -249,6 +249,8 @@ def test_every_resource_of_a_project_is_nothing_to_another(api: Api, tmp_path: P
             "delivery_id": delivery,
             "job_id": done,
             "dataset_id": dataset,
+            "file_id": dataset,
+            "fine_tuning_job_id": done,
             "upload_id": upload,
             "checkpoint_id": checkpoint["id"],
             "model_id": model,
@@ -278,7 +280,8 @@ def test_every_resource_of_a_project_is_nothing_to_another(api: Api, tmp_path: P
                     assert answer.status_code == 404, (method, url, answer.status_code, answer.text[:300])
                     tried += 1
             assert tried > 40
-            for listed in ("jobs", "datasets", "models", "comparisons", "sweeps", "webhook_endpoints"):
+            listed_all = ("jobs", "datasets", "models", "comparisons", "sweeps", "webhook_endpoints")
+            for listed in (*listed_all, "files", "fine_tuning/jobs"):
                 assert stranger.get(f"/v1/{listed}").json()["data"] == []
                 assert owner.get(f"/v1/{listed}").json()["data"] != []
             assert [each["id"] for each in stranger.get("/v1/api_keys").json()["data"]] != [key_id]
@@ -287,6 +290,7 @@ def test_every_resource_of_a_project_is_nothing_to_another(api: Api, tmp_path: P
                 ("jobs/estimate", {"name": "x", "base_model": "sam3-tiny", "dataset_id": dataset}),
                 ("comparisons", {"dataset_id": dataset, "models": ["sam3-tiny", model]}),
                 ("datasets", {"source": {"type": "upload", "upload_id": upload}}),
+                ("fine_tuning/jobs", {"model": "sam3-tiny", "training_file": dataset}),
                 ("jobs", {"name": "x", "base_model": "sam3-tiny", "dataset_id": dataset, "project": "theirs"}),
             ]
             for path, body in bodies:
@@ -297,6 +301,13 @@ def test_every_resource_of_a_project_is_nothing_to_another(api: Api, tmp_path: P
                 assert stranger.post("/v1/jobs", json=body).status_code == 422
             body = {"name": "x", "base_model": "sam3-tiny", "dataset_id": mine, "validation_dataset_id": dataset}
             assert stranger.post("/v1/jobs", json=body).status_code == 422
+            for result in (f"metrics_{done}", model):
+                assert owner.get(f"/v1/files/{result}/content").status_code == 200
+                for path in (result, f"{result}/content"):
+                    assert stranger.get(f"/v1/files/{path}").status_code == 404
+                assert stranger.delete(f"/v1/files/{result}").status_code == 404
+            for listed, after in (("files", dataset), ("fine_tuning/jobs", done)):
+                assert stranger.get(f"/v1/{listed}", params={"after": after}).status_code == 404
             for listed in ("jobs", "datasets", "models", "comparisons", "sweeps"):
                 for cursor in ("after", "before"):
                     place = {"jobs": job, "datasets": dataset, "models": model, "comparisons": comparison}

@@ -24,6 +24,7 @@ def test_every_operation_keeps_to_the_document(api: Api, tmp_path: Path) -> None
     known["endpoint_id"], _ = add_endpoint(api.database, api.settings)
     add_job(api.database, add_dataset(api.database))
     known["delivery_id"] = deliveries(api.database, known["endpoint_id"])[0].id
+    known["fine_tuning_job_id"], known["file_id"] = known["job_id"], known["model_id"]
     config = tmp_path / "schemathesis.toml"
     # Reading what is there must be tried too; writing gets whatever ids are drawn.
     parameters = "".join(f'"path.{name}" = "{value}"\n' for name, value in known.items())

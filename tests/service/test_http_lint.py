@@ -52,6 +52,8 @@ def test_a_linter_finds_nothing_to_say_against_what_is_read(api: Api, tmp_path: 
         f"/v1/checkpoints/{checkpoint['id']}/archive",
         f"/v1/models/{model}/export",
         f"/v1/comparisons/{comparison}/report",
+        f"/v1/files/{model}/content",
+        f"/v1/files/metrics_{job}/content",
     ]
     jobs = [f"/v1/jobs/{job}", f"/v1/jobs/{add_job(api.database, add_dataset(api.database))}"]
     others = [f"/v1/jobs/{job}/logs", f"/v1/jobs/{job}/metrics", "/v1/jobs", "/v1/datasets", "/openapi.json"]

@@ -36,7 +36,9 @@ def statements(api: Api, path: str, items: int) -> int:
     return len(seen)
 
 
-@pytest.mark.parametrize("listed", ["datasets", "jobs", "models", "comparisons", "webhook_endpoints"])
+@pytest.mark.parametrize(
+    "listed", ["datasets", "jobs", "models", "comparisons", "webhook_endpoints", "files", "fine_tuning/jobs"]
+)
 def test_a_list_takes_the_same_statements_however_long(api: Api, tmp_path: Path, listed: str) -> None:
     counts = []
     for count in (FEW, MANY):
@@ -61,6 +63,9 @@ def test_children_of_a_job_take_the_same_statements_however_many(api: Api, tmp_p
     few = {name: statements(api, f"{job}/{name}", count) for name, count in (("events", 3), ("checkpoints", 1))}
     assert all(count <= 4 for count in few.values()), few
     assert statements(api, f"{job}/attempts", 1) <= 4
+    same = f"/v1/fine_tuning/jobs/{model['job_id']}"
+    assert statements(api, f"{same}/events", 3) <= 4
+    assert statements(api, f"{same}/checkpoints", 1) <= 5
 
 
 def test_deliveries_of_an_endpoint_take_the_same_statements_however_many(api: Api) -> None:

@@ -173,7 +173,8 @@ def test_parts_that_do_not_exist(api: Api, number: str, status: int) -> None:
         ({"part_bytes": 1}, 422, "greater_than_equal"),
         ({"sha256": "A" * 64}, 422, "string_pattern_mismatch"),
         ({"filename": ""}, 422, "string_too_short"),
-        ({"purpose": "x"}, 422, "extra_forbidden"),
+        ({"other": "x"}, 422, "extra_forbidden"),
+        ({"purpose": "x"}, 422, "literal_error"),
     ],
 )
 def test_announcements_that_cannot_be(api: Api, values: dict[str, Any], status: int, code: str) -> None:

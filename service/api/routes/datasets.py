@@ -1,13 +1,13 @@
 """Datasets: create, list, read, report, preview, delete."""
 
 import re
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from service.api.answers import created
+from service.api.archives import checked_name
 from service.api.bodies import is_json, parse_json, read_json_body, validated
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
@@ -26,7 +26,7 @@ from service.api.schemas.datasets import (
 from service.api.schemas.lists import Page, page_of
 from service.shared.dataset_files import preview_key
 from service.shared.db.models import Dataset
-from service.shared.errors import InvalidRequestError, NotFoundError, UnsupportedMediaTypeError
+from service.shared.errors import InvalidRequestError, NotFoundError
 from service.usecases import datasets as usecase
 from service.usecases.idempotency import Answer, answer_once, fingerprint
 
@@ -34,9 +34,6 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 DatasetId = Annotated[str, Path(max_length=64)]
 FIELDS = frozenset({"name", "sha256"})
-# zip (also an empty one), gzip, bzip2, xz
-ARCHIVE_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_PREVIEW = 100
 CREATE_BODY = {
     "required": True,
@@ -185,7 +182,7 @@ def _create(found: Services, body: DatasetCreate, idempotency_key: str | None) -
 
 
 def _store(found: Services, file: FormFile, idempotency_key: str | None) -> Answer:
-    spec = usecase.DatasetSpec(_checked_name(file), file.filename)
+    spec = usecase.DatasetSpec(checked_name(file), file.filename)
     return usecase.store_dataset(
         found.database, found.storage, spec, file.path, idempotency_key=idempotency_key, answer=_answer
     )
@@ -194,28 +191,3 @@ def _store(found: Services, file: FormFile, idempotency_key: str | None) -> Answ
 def _answer(dataset: Dataset) -> Answer:
     read = dataset_read(dataset)
     return Answer(read.urls.self, read.model_dump(mode="json"))
-
-
-def _checked_name(file: FormFile) -> str:
-    """The dataset's name, if the file is what it claims to be."""
-    expected = file.fields.get("sha256")
-    if expected is not None and not SHA256.fullmatch(expected):
-        raise _fault("/sha256", "invalid_sha256", "must be 64 lower-case hexadecimal digits")
-    if expected is not None and expected != file.sha256:
-        raise _fault("/sha256", "sha256_mismatch", f"the file that arrived has SHA-256 {file.sha256}")
-    name = file.fields.get("name", file.filename)
-    if not 1 <= len(name) <= usecase.MAX_NAME:
-        raise _fault("/name", "invalid_name", f"must have 1 to {usecase.MAX_NAME} characters")
-    if not _is_archive(file.path):
-        raise UnsupportedMediaTypeError("The file is neither a zip nor a tar archive (plain, gzip, bzip2 or xz).")
-    return name
-
-
-def _is_archive(path: FilePath) -> bool:
-    with path.open("rb") as file:
-        head = file.read(512)
-    return head.startswith(ARCHIVE_MAGIC) or head[257:262] == b"ustar"
-
-
-def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])

@@ -5,7 +5,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from sam3_lora.config import BaseName
 from service.api.schemas.lists import PageQuery, Separated
@@ -47,7 +55,23 @@ def _in_utc(value: datetime) -> datetime:
 Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp), AfterValidator(_in_utc)]
 
 
-class JobQuery(PageQuery):
+class LabelledQuery(BaseModel):
+    """Lists that `metadata[KEY]=VALUE` narrows down."""
+
+    metadata: dict[str, Annotated[str, StringConstraints(max_length=512)]] = Query(
+        {}, max_length=MAX_METADATA, include_in_schema=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_metadata(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Parameters named `metadata[KEY]` become one field, which no parameter of its own name can set."""
+        rest = {name: value for name, value in values.items() if not METADATA.fullmatch(name)}
+        found = {match[1]: value for name, value in values.items() if (match := METADATA.fullmatch(name))}
+        return rest | ({"metadata": found} if found else {})
+
+
+class JobQuery(LabelledQuery, PageQuery):
     status: Annotated[list[JobState], Separated] = Field([], max_length=20, examples=[["queued", "running"]])
     """Only jobs in these states; repeat it, or separate them by commas."""
     project: str | None = Field(None, max_length=64)
@@ -64,17 +88,6 @@ class JobQuery(PageQuery):
     """Only jobs created after this time."""
     created_before: Timestamp | None = Field(None, examples=["2026-12-01T00:00:00Z"])
     """Only jobs created before this time."""
-    metadata: dict[str, Annotated[str, StringConstraints(max_length=512)]] = Query(
-        {}, max_length=MAX_METADATA, include_in_schema=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _collect_metadata(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Parameters named `metadata[KEY]` become one field, which no parameter of its own name can set."""
-        rest = {name: value for name, value in values.items() if not METADATA.fullmatch(name)}
-        found = {match[1]: value for name, value in values.items() if (match := METADATA.fullmatch(name))}
-        return rest | ({"metadata": found} if found else {})
 
     def matching(self) -> JobFilter:
         """The same for the repository."""

@@ -60,6 +60,9 @@ def _as_object(value: Any) -> Any:
     return {"checkpoint_id": value} if isinstance(value, str) else value
 
 
+InitFromGiven = Annotated[InitFrom | None, BeforeValidator(_as_object, InitFrom | str | None)]
+
+
 class JobCreate(Section):
     """A training job."""
 
@@ -75,9 +78,7 @@ class JobCreate(Section):
     validation_dataset_id: str | None = Field(None, min_length=1, max_length=64)
     """Dataset whose validation images (all of its images, where it has none) are the validation set; null: those of
     `dataset_id`. Categories are matched by name."""
-    init_from: Annotated[InitFrom | None, BeforeValidator(_as_object, InitFrom | str | None)] = Field(
-        None, examples=[{"job_id": "job_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"}]
-    )
+    init_from: InitFromGiven = Field(None, examples=[{"job_id": "job_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"}])
     """An ended job's adapter to start from instead of the bare base: `{"checkpoint_id": ...}`, `{"job_id": ...}` for
     its best one, or a checkpoint's id. What is omitted of `config.lora` is taken from there."""
     config: JobConfig = JobConfig()

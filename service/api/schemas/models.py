@@ -66,6 +66,10 @@ class ModelRead(Read):
     """The export in format `native`."""
     created_at: datetime
     """When its job succeeded."""
+    created: int
+    """The same in seconds since 1970, as OpenAI's clients read it."""
+    owned_by: str
+    """Its project."""
     urls: ModelUrls
     """What can be done with it."""
 
@@ -103,6 +107,8 @@ def model_read(model: Model) -> ModelRead:
         files=[ModelFileRead(name=file.name, bytes=file.size_bytes, sha256=file.sha256) for file in model.files],
         archive=archive,
         created_at=model.created_at,
+        created=int(model.created_at.timestamp()),
+        owned_by=model.project,
         urls=ModelUrls(
             self=url,
             predict=f"{url}/predict",

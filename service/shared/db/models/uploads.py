@@ -10,7 +10,11 @@ from service.shared.db.models.jobs import Name
 
 
 class Upload(OfProject, Base):
-    """A file that arrives in parts of `part_bytes`, in any order; the last may be shorter."""
+    """A file that arrives in parts of `part_bytes`, in any order; the last may be shorter.
+
+    One with a `purpose` was announced as OpenAI's clients do: its parts have any size up to `part_bytes`, and which of
+    them make the file, in which order, is told at the end.
+    """
 
     __tablename__ = "uploads"
     __table_args__ = (Index(None, "expires_at"), Index(None, "storage_key"))
@@ -23,6 +27,9 @@ class Upload(OfProject, Base):
     """As announced, if it was; as found once it is complete."""
     storage_key: Mapped[str | None] = mapped_column(StorableName(300))
     """The whole file, once it is complete; datasets may share it."""
+    purpose: Mapped[str | None] = mapped_column(Name)
+    dataset_id: Mapped[str | None] = mapped_column(Id)
+    """With a `purpose`: what was made of the file when it was complete."""
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     completed_at: Mapped[datetime | None]
@@ -44,3 +51,8 @@ class UploadPart(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(StorableName(64))
     storage_key: Mapped[str] = mapped_column(StorableName(300))
+
+    @property
+    def id(self) -> str:
+        """Of these bytes: a part that takes the place of another has its own. The key ends with it."""
+        return self.storage_key.rpartition("/")[2].rpartition("-")[2]

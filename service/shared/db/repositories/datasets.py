@@ -65,6 +65,11 @@ class DatasetRepository:
             raise NotFoundError(f"There is no dataset {dataset_id!r}.")
         return dataset
 
+    def find(self, dataset_id: str) -> Dataset | None:
+        """The dataset; None also if it was deleted."""
+        query = select(Dataset).where(Dataset.id == dataset_id, Dataset.deleted_at.is_(None))
+        return self._session.scalars(query).one_or_none()
+
     def lock_shared(self, dataset_ids: Sequence[str]) -> dict[str, Dataset]:
         """Those of the datasets that there are, by id; until the transaction ends they can be locked so by others, but
         not changed.

@@ -10,6 +10,7 @@ from sqlalchemy import insert, select
 from sam3_lora.events import EventType, Level
 from service.shared.db.models import Base, Job, JobEvent
 from service.shared.db.repositories.fencing import write_fenced
+from service.shared.errors import NotFoundError
 from service.shared.ids import new_id
 
 if TYPE_CHECKING:
@@ -87,6 +88,18 @@ class EventRepository:
         """What every validation of the job found, oldest first."""
         query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == EventType.EVALUATION)
         return self._session.scalars(query.order_by(JobEvent.seq)).all()
+
+    def get(self, job_id: str, event_id: str) -> JobEvent:
+        """An event of the job.
+
+        Raises:
+            NotFoundError: if there is none with this id.
+        """
+        query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id == event_id)
+        event = self._session.scalars(query).one_or_none()
+        if event is None:
+            raise NotFoundError(f"Job {job_id} has no event {event_id!r}.")
+        return event
 
     def list(
         self,

@@ -14,7 +14,7 @@ from service.shared.db.models.jobs import Name
 from service.shared.db.repositories.fencing import write_fenced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Select
@@ -149,6 +149,12 @@ class MetricRepository:
             chosen.append(MetricPoint.name.in_(names))
         query = select(MetricPoint).where(*chosen).order_by(MetricPoint.name, MetricPoint.step)
         return list({point.name: point for point in self._session.scalars(query)}.values())
+
+    def at_steps(self, job_id: str, steps: Collection[int]) -> Sequence[MetricPoint]:
+        """Points of every metric at these steps."""
+        return self._session.scalars(
+            select(MetricPoint).where(MetricPoint.job_id == job_id, MetricPoint.step.in_(steps))
+        ).all()
 
     def _kept_steps(self, chosen: list[ColumnElement[bool]], series: Series, max_points: int) -> set[int]:
         buckets = max(1, (max_points - 2) // (3 if series.not_finite else 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import delete, exists, func, select
 
 from service.shared.db.models import Upload, UploadPart
 from service.shared.errors import NotFoundError
@@ -51,6 +51,12 @@ class UploadRepository:
         """The parts that are there, in order."""
         query = select(UploadPart).where(UploadPart.upload_id == upload_id).order_by(UploadPart.number)
         return self._session.scalars(query).all()
+
+    def extent(self, upload_id: str) -> tuple[int, int]:
+        """The highest number of the parts that are there, and how many bytes they are together."""
+        query = select(func.max(UploadPart.number), func.sum(UploadPart.size_bytes))
+        number, size_bytes = self._session.execute(query.where(UploadPart.upload_id == upload_id)).one()
+        return number or 0, int(size_bytes or 0)
 
     def put_part(self, upload: Upload, number: int, stored: StoredFile) -> str | None:
         """Note a part of a locked upload and renew the upload; the storage key of the part that it replaces."""

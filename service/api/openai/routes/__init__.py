@@ -1,0 +1,1 @@
+"""HTTP as OpenAI's clients speak it."""

@@ -1,0 +1,1 @@
+"""JSON as OpenAI's clients send and read it."""
