@@ -11,6 +11,7 @@ from service.api import errors
 from service.api.authentication import Authentication
 from service.api.deps import Services
 from service.api.errors import Problem
+from service.api.exposition import Exposition
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.links import add_links
@@ -69,7 +70,7 @@ TAGS = [
     {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
     {"name": "access", "description": "API keys, and what they allow."},
     {"name": "webhooks", "description": "Signed messages about what happens, sent to a URL."},
-    {"name": "operations", "description": "Probes and version."},
+    {"name": "operations", "description": "Probes, metrics, version, and what works and waits."},
 ]
 
 ROUTES = (
@@ -102,6 +103,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     queue = queue or BackgroundQueue(CeleryQueue(settings, clock))
     database = Database(settings, clock, queue)
     broadcaster = Broadcaster(database, settings)
+    storage = Storage(settings)
+    exposition = Exposition(settings, database, storage, queue, broadcaster, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -123,7 +126,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     app.state.services = Services(
         settings=settings,
         database=database,
-        storage=Storage(settings),
+        storage=storage,
         queue=queue,
         clock=clock,
         creation=JobCreation(database, settings),
@@ -131,9 +134,10 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         broadcaster=broadcaster,
         predictions=PredictionWatch(database),
         vault=Vault(settings),
+        exposition=exposition,
     )
     app.add_middleware(Authentication, database=database, settings=settings, clock=clock)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, exposition=exposition)
     errors.install(app)
     for module in ROUTES:
         app.include_router(module.router, prefix="/v1", include_in_schema=False)

@@ -107,6 +107,7 @@ class Reconciler:
         self._expire()
         self._purge_datasets()
         self._purge_jobs()
+        self._fold_tallies()
         if self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S:
             self._sweep()
             self._swept_at_s = self._clock.monotonic()
@@ -178,6 +179,13 @@ class Reconciler:
             self._delete_orphans(self._storage.list(f"jobs/{job_id}/"))  # its model may live on, with its files
             with self._database.write() as unit:
                 unit.jobs.purge(job_id)
+
+    def _fold_tallies(self) -> None:
+        with self._database.read() as unit:
+            are_many = unit.tallies.are_many()
+        if are_many:
+            with self._database.write() as unit:
+                unit.tallies.fold()
 
     def _expire(self) -> None:
         """Delete the datasets and uploads whose time has passed."""

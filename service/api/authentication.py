@@ -46,6 +46,7 @@ SCOPES = {
     "revoke_api_key": Scope.KEYS,
     "get_me": None,
     "list_workers": Scope.ADMIN,
+    "scrape": Scope.ADMIN,
 }
 
 

@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, and the last net under unexpected exceptions."""
+"""Around every request: its id, its log line, its time, and the last net under unexpected exceptions."""
 
 import re
 from time import perf_counter
@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import internal_error
+from service.api.exposition import Exposition
 from service.shared.ids import new_id
 
 log = structlog.get_logger(__name__)
@@ -18,8 +19,9 @@ GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class RequestContext:
     """Gives each request an id (the client's, if it is harmless) and a problem instead of a broken connection."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, exposition: Exposition) -> None:
         self._app = app
+        self._exposition = exposition
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,5 +50,7 @@ class RequestContext:
                     raise  # too late for another answer: the server must break the connection
                 await internal_error(Request(scope))(scope, receive, send_with_id)
             finally:
-                took_s = round(perf_counter() - started_at, 4)
-                log.info("request", method=scope["method"], path=scope["path"], status=status, took_s=took_s)
+                took_s = perf_counter() - started_at
+                route = getattr(scope.get("route"), "path", None)
+                self._exposition.note_request(scope["method"], route, status, took_s)
+                log.info("request", method=scope["method"], path=scope["path"], status=status, took_s=round(took_s, 4))
