@@ -138,7 +138,12 @@ def _now(sight: Sight) -> Iterator[Metric]:
     staff = sight.staff
     yield _gauge("sam3_workers", "Workers that are alive", "kind", ((kind, each.alive) for kind, each in staff.items()))
     yield GaugeMetricFamily("sam3_gpus", "GPUs of living training workers; on CPUs processes", staff["gpu"].gpus)
-    yield GaugeMetricFamily("sam3_gpus_busy", "GPUs of the jobs that workers hold", sight.busy_gpus)
+    yield GaugeMetricFamily("sam3_gpus_busy", "GPUs of the jobs that workers hold", sight.held.gpus)
+    yield GaugeMetricFamily(
+        "sam3_stalest_heartbeat_seconds",
+        "Longest time since a worker renewed a job that it holds; the reconciler takes it away after lease_timeout_s",
+        sight.held.stalest_s,
+    )
     yield _gauge(
         "sam3_worker_last_heartbeat_timestamp_seconds",
         "When any worker of a kind was last heard of; absent if none is known",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from service.shared.clock import Clock
-    from service.shared.db.repositories.census import Staff, Waiting
+    from service.shared.db.repositories.census import Held, Staff, Waiting
     from service.shared.db.repositories.tallies import Total
     from service.shared.settings import Settings
     from service.shared.states import JobState
@@ -33,7 +33,7 @@ class Sight:
     oldest_due_job_s: float
     waiting: Mapping[str, Waiting]
     staff: Mapping[str, Staff]
-    busy_gpus: int
+    held: Held
     webhook_endpoints: Mapping[str, int]
     totals: Sequence[Total]
 
@@ -64,7 +64,7 @@ class Lookout:
                     oldest_due_job_s=unit.census.oldest_due_job_s(),
                     waiting=unit.census.waiting(),
                     staff=unit.census.staff(within_s=self._settings.lease_timeout_s),
-                    busy_gpus=unit.census.busy_gpus(),
+                    held=unit.census.held_jobs(),
                     webhook_endpoints=unit.census.webhook_endpoints(),
                     totals=unit.tallies.totals(),
                 )

@@ -87,7 +87,8 @@ def test_counts_follow_what_jobs_do(both: Api) -> None:
 
     first = claim(both, gpus=2)
     assert first.id == good
-    assert value(scrape(both), "sam3_gpus_busy") == 2
+    seen = scrape(both)
+    assert (value(seen, "sam3_gpus_busy"), value(seen, "sam3_stalest_heartbeat_seconds")) == (2, KEPT_S)
     both.clock.advance(100)
     finish(both, first, JobState.SUCCEEDED, result={})
     second = claim(both)

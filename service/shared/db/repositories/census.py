@@ -57,6 +57,16 @@ class Staff:
     last_seen_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Held:
+    """The jobs that workers hold."""
+
+    gpus: int
+    """That they need together."""
+    stalest_s: float
+    """Longest time since one of these workers renewed its lease."""
+
+
 class CensusRepository:
     def __init__(self, session: Session, clock: Clock) -> None:
         self._session = session
@@ -102,9 +112,11 @@ class CensusRepository:
         found = {kind: Staff(int(alive), int(gpus), at) for kind, alive, gpus, at in self._session.execute(query)}
         return {kind: found.get(kind, Staff(0, 0, None)) for kind in KINDS}
 
-    def busy_gpus(self) -> int:
-        """GPUs that the jobs which workers hold need."""
-        return self._session.scalar(select(func.coalesce(func.sum(Job.gpus), 0)).where(Job.state.in_(LEASED))) or 0
+    def held_jobs(self) -> Held:
+        """What workers hold."""
+        query = select(func.coalesce(func.sum(Job.gpus), 0), func.min(Job.last_heartbeat_at))
+        gpus, beat_at = self._session.execute(query.where(Job.state.in_(LEASED))).one()
+        return Held(int(gpus), _age_s(beat_at, self._clock.now()))
 
     def webhook_endpoints(self) -> dict[str, int]:
         """Endpoints by how they are: working, failing (since their last success), disabled (by their owner) or
