@@ -95,7 +95,7 @@ class TrainingRunner(Runner["Job"]):
         outcome = self._attempt(job, lease)
         lease.insist(lambda: self._finish(job, outcome))
         code = (outcome.error or {}).get("code")
-        tracing.note(state=outcome.state.value, error_code=code, failed=code and outcome.reason)
+        tracing.note(state=outcome.state.value, error_code=code, failed=code)
         log.info("attempt_ended", state=outcome.state, reason=outcome.reason)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:

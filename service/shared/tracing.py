@@ -97,16 +97,28 @@ def stop() -> None:
 def span(
     name: str, *, parent: Mapping[str, Any] | None = None, kind: str = "internal", **attributes: Any
 ) -> Iterator[None]:
-    """What happens within is a span: below the present one, or below a remote one that `origin` or headers describe."""
+    """What happens within is a span: below the present one, or below a remote one that `origin` or headers describe.
+
+    An exception makes it an error of that type; its text, which may hold a secret, is told by the log alone.
+    """
     active = _active
     if active is None:
         yield
         return
     context = None if parent is None else active.context.extract(dict(parent))
-    kinds = active.api.SpanKind
-    options = {"kind": kinds[kind.upper()], "attributes": _named(attributes)}
-    with active.tracer.start_as_current_span(name, context, **options):
-        yield
+    with active.tracer.start_as_current_span(
+        name,
+        context,
+        kind=active.api.SpanKind[kind.upper()],
+        attributes=_named(attributes),
+        record_exception=False,
+        set_status_on_exception=False,
+    ):
+        try:
+            yield
+        except Exception as error:
+            note(failed=type(error).__name__)
+            raise
 
 
 def note(*, name: str | None = None, failed: str | None = None, **attributes: Any) -> None:

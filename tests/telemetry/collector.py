@@ -22,7 +22,7 @@ class Span:
     span_id: str
     parent_id: str
     seconds: float
-    is_error: bool
+    error: str | None
     attributes: dict[str, Any]
 
 
@@ -77,6 +77,6 @@ def _span(service: str, span: Any) -> Span:
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex(),
         seconds=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
-        is_error=span.status.code == span.status.STATUS_CODE_ERROR,
+        error=span.status.message if span.status.code == span.status.STATUS_CODE_ERROR else None,
         attributes=_values(span.attributes),
     )

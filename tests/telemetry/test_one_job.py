@@ -100,7 +100,7 @@ def test_one_trace_leads_from_the_request_into_the_trainer(ran: Ran) -> None:
     [attempt] = ran.collector.named("job.attempt")
     assert (attempt.service, attempt.trace_id, attempt.parent_id) == ("sam3-gpu-worker", TRACE_ID, post.span_id)
     assert attempt.attributes["sam3.job_id"] == ran.job["id"]
-    assert (attempt.attributes["sam3.state"], attempt.is_error) == ("succeeded", False)
+    assert (attempt.attributes["sam3.state"], attempt.error) == ("succeeded", None)
     [trainer] = ran.collector.named("trainer")
     assert trainer.parent_id == attempt.span_id
     assert trainer.attributes["sam3.exit_status"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -106,16 +107,17 @@ def test_a_parent_goes_on_and_one_that_is_not_sampled_stays_so(monkeypatch: pyte
                 assert (origin["tracestate"], origin["request_id"]) == ("vendor=1", "r")
                 with tracing.span(f"{name} below"):
                     tracing.note(failed="why")
-        with tracing.span("new", parent={"traceparent": "nonsense"}):
-            pass
+        with contextlib.suppress(ValueError), tracing.span("new", parent={"traceparent": "nonsense"}):
+            raise ValueError("a secret")
         tracing.stop()
     spans = {span.name: span for span in collector.spans}
     assert spans.keys() == {"seen", "seen below", "new"}
     assert spans["seen"].attributes == {"http.route": "/x"}
     assert spans["seen below"].parent_id == spans["seen"].span_id
-    assert spans["seen below"].is_error
+    assert spans["seen below"].error == "why"
     assert spans["new"].parent_id == ""
-    assert spans["new"].service == "t"
+    assert (spans["new"].service, spans["new"].error) == ("t", "ValueError")
+    assert "a secret" not in str(spans)
 
 
 def test_a_collector_that_is_away_or_silent_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
