@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,10 +18,12 @@ from service.embedded import serve
 from service.main import create_app
 from service.server import Server
 from service.shared import log as logs
+from service.shared import tracing
 from service.shared.clock import SystemClock
 from service.shared.db import migrate as migrations
 from service.shared.errors import ServiceError, SettingsError, StorageError
 from service.shared.queue import CeleryQueue
+from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
 from service.shared.staging import delete_leftovers
 from service.shared.unit_of_work import Database, UnitOfWork
@@ -41,7 +44,13 @@ def migrate() -> None:
 def api() -> None:
     """Serve the HTTP API."""
     settings = _settings()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, "api", secrets_of(settings, os.environ))
+    logs.catch_rest()
+    try:
+        tracing.start("sam3-api")
+    except SettingsError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(2) from None
     delete_leftovers(settings.staging_dir, datetime.now(UTC) - timedelta(seconds=settings.staging_retention_s))
     application = create_app(settings)
     try:
@@ -61,6 +70,7 @@ def api() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each stream is one; the usual soft limit is 1024
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         Server(config).run()
+    tracing.stop()
 
 
 @app.command()

@@ -24,7 +24,7 @@ import typer
 
 from service import broker
 from service.child import Child, say
-from service.shared import gpus
+from service.shared import gpus, tracing
 from service.shared.db.migrate import upgrade
 from service.shared.errors import ServiceError
 from service.shared.settings import PREFIX, Settings, load
@@ -68,6 +68,7 @@ def serve(
         settings = load(**{name: value for name, value in given.items() if value is not None})
         if settings.pulse_file is not None:
             raise StartError(f"{PREFIX}PULSE_FILE is for one process: the embedded service watches its own")
+        tracing.is_asked_for(os.environ)  # what its processes would refuse to start for, each again and again
         with exclusive(settings.data_dir):
             run(settings, stop, ready_file)
     except ServiceError as error:

@@ -11,6 +11,7 @@ from service.api import errors
 from service.api.authentication import Authentication
 from service.api.deps import Services
 from service.api.errors import Problem
+from service.api.exposition import Exposition
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.links import add_links
@@ -77,7 +78,7 @@ TAGS = [
         "name": "OpenAI-compatible",
         "description": "The same datasets, uploads and jobs for OpenAI's clients, with only their `base_url` changed.",
     },
-    {"name": "operations", "description": "Probes and version."},
+    {"name": "operations", "description": "Probes, metrics, version, and what works and waits."},
 ]
 
 ROUTES = (
@@ -113,6 +114,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     queue = queue or BackgroundQueue(CeleryQueue(settings, clock))
     database = Database(settings, clock, queue)
     broadcaster = Broadcaster(database, settings)
+    storage = Storage(settings)
+    exposition = Exposition(settings, database, storage, queue, broadcaster, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -134,7 +137,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     app.state.services = Services(
         settings=settings,
         database=database,
-        storage=Storage(settings),
+        storage=storage,
         queue=queue,
         clock=clock,
         creation=JobCreation(database, settings),
@@ -142,9 +145,10 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         broadcaster=broadcaster,
         predictions=PredictionWatch(database),
         vault=Vault(settings),
+        exposition=exposition,
     )
     app.add_middleware(Authentication, database=database, settings=settings, clock=clock)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, exposition=exposition)
     errors.install(app)
     for module in ROUTES:
         app.include_router(module.router, prefix="/v1", include_in_schema=False)

@@ -7,6 +7,7 @@ database, the broker and storage, and goes on where it was.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from service.shared.dataset_files import folder_of
 from service.shared.db.repositories.attempts import Lease
 from service.shared.errors import DatasetInUseError, NotFoundError, ServiceError, SettingsError
 from service.shared.queue import CeleryQueue, Queue, Task
+from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
 from service.shared.staging import delete_leftovers
 from service.shared.states import DatasetState
@@ -31,6 +33,7 @@ from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from service.usecases.datasets import delete_dataset
 from service.usecases.uploads import discard_upload
+from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from service.shared.db.repositories.work import WorkRepository
     from service.shared.unit_of_work import UnitOfWork
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger("service.reconciler")
 
 # A claim takes the best job whatever the message says, so a few unfetched messages wake as well as thousands.
 MAX_UNFETCHED = 16
@@ -107,6 +110,7 @@ class Reconciler:
         self._expire()
         self._purge_datasets()
         self._purge_jobs()
+        self._fold_tallies()
         if self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S:
             self._sweep()
             self._swept_at_s = self._clock.monotonic()
@@ -178,6 +182,13 @@ class Reconciler:
             self._delete_orphans(self._storage.list(f"jobs/{job_id}/"))  # its model may live on, with its files
             with self._database.write() as unit:
                 unit.jobs.purge(job_id)
+
+    def _fold_tallies(self) -> None:
+        with self._database.read() as unit:
+            are_many = unit.tallies.are_many()
+        if are_many:
+            with self._database.write() as unit:
+                unit.tallies.fold()
 
     def _expire(self) -> None:
         """Delete the datasets and uploads whose time has passed."""
@@ -257,14 +268,17 @@ def main() -> None:
     except SettingsError as error:
         sys.stderr.write(f"{error.message}\n")
         raise SystemExit(2) from None
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, "reconciler", secrets_of(settings, os.environ))
+    logs.catch_rest()
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stop.set())
     clock = SystemClock()
     queue = CeleryQueue(settings, clock)
     database = Database(settings, clock, queue)
+    log.info("reconciler_started", version=VERSION)
     Reconciler(settings, database, Storage(settings), queue, clock).run(stop)
+    log.info("reconciler_stopping")
     database.close()
 
 

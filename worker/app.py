@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -23,11 +24,12 @@ from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.shared import log as logs
-from service.shared import pulse
+from service.shared import pulse, tracing
 from service.shared.clock import SystemClock
 from service.shared.errors import SettingsError
 from service.shared.ids import new_id
 from service.shared.queue import CeleryQueue, celery_app
+from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
     from worker.work import Me
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger("worker.app")
 
 HELP = "gpu: train, compare models; cpu: check datasets, export models, send webhooks; predict: answer predictions"
 HELP_GPUS = "GPUs that its jobs may use, the first of those to be seen (default: all); without GPUs: processes"
@@ -69,9 +71,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = load()
         found = device.find(options.gpus) if options.queue == GPU else None
+        tracing.start(f"sam3-{options.queue}-worker")
     except SettingsError as error:
         sys.exit(f"cannot start: {error.message}")
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, f"{options.queue}-worker", secrets_of(settings, os.environ))
+    logs.catch_rest()
+    with Path(os.devnull).open(
+        "wb"
+    ) as nowhere:  # Celery speaks there, in words of its own, of what the log has as well
+        os.dup2(nowhere.fileno(), 1)
     work(settings, options.queue, found)
 
 
@@ -80,7 +88,9 @@ def work(
 ) -> None:
     """Run a Celery worker for one queue until it is told to stop; that of GPUs needs a device."""
     worker_id = new_id("worker")
+    logs.identify(worker_id=worker_id)
     with contextlib.ExitStack() as stack:
+        stack.callback(tracing.stop)
         ringer = stack.enter_context(contextlib.closing(CeleryQueue(settings, SystemClock())))
         database = stack.enter_context(contextlib.closing(Database(settings, SystemClock(), ringer)))
         workspace = stack.enter_context(contextlib.closing(Workspace(settings.data_dir / "workspace")))
@@ -118,7 +128,7 @@ def work(
         stack.enter_context(_present(settings, database, worker_id, queue, found))
         stack.callback(station.close, settings.terminate_grace_s + settings.kill_grace_s)
         # Celery's warm shutdown waits for the task in progress, which ends soon once it is drained.
-        signals.worker_shutting_down.connect(lambda **_: draining.set(), weak=False)
+        signals.worker_shutting_down.connect(lambda **_: _drain(draining), weak=False)
         signal.signal(signal.SIGTERM, _exit)  # until Celery, still starting, sets its own
         station.start()
         options = ["--pool=threads", f"--concurrency={messages_at_once}", "--without-gossip", "--without-mingle"]
@@ -126,6 +136,11 @@ def work(
         # Celery warns whoever runs it as root of pickled messages; `accept_content` takes none.
         warnings.filterwarnings("ignore", category=SecurityWarning)
         app.worker_main(["--quiet", "worker", *options])
+
+
+def _drain(draining: threading.Event) -> None:
+    log.info("worker_stopping")
+    draining.set()
 
 
 def _exit(*_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -50,7 +51,8 @@ class Lease:
         self._renewed_at = claimed_at
         self._refused = threading.Event()
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{name}", daemon=True)
+        context = contextvars.copy_context()  # that of the work, whose ids its log lines carry
+        self._thread = threading.Thread(target=context.run, args=(self._keep,), name=f"lease-{name}", daemon=True)
         self.name = name
         self.request: JobRequest | None = None
         """What the user asked for, as of the last renewal."""

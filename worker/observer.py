@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from sam3_lora.events import Event, EventType
+from service.shared import tracing
 from service.shared.db.repositories.events import NewEvent
 from service.shared.db.repositories.metrics import StepValues
 from worker.lease import DATABASE_AWAY
@@ -61,14 +62,16 @@ class Observer:
         """
         if event.type is EventType.CHECKPOINT:
             self.flush()  # publishing takes time: what came before shows meanwhile
-            checkpoint = self._publish(event)
+            with tracing.span("publish_checkpoint", step=event.data.get("step"), checkpoint=event.data.get("kind")):
+                checkpoint = self._publish(event)
             if checkpoint is None:
                 return
             data = {name: event.data.get(name) for name in ("kind", "epoch", "step", "metric", "value")}
             event = Event(event.type, event.message, {"checkpoint_id": checkpoint.id, **data}, event.level)
         if event.type is EventType.ARTIFACT:
             self.flush()
-            place = self._publish_artifact(event)
+            with tracing.span("publish_artifact"):
+                place = self._publish_artifact(event)
             if place is None:
                 return
             event = Event(event.type, f"{place} is ready", {"place": place})

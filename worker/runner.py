@@ -16,13 +16,15 @@ from sam3_lora.child import EXIT_FAILED
 from sam3_lora.coco.layout import find_layout
 from sam3_lora.config import RunConfig, parse
 from sam3_lora.events import Event, EventType, Level, Phase
-from service.shared import gpus
+from service.shared import gpus, tracing
 from service.shared.errors import LeaseLostError
+from service.shared.origin import request_of
 from service.shared.states import JobRequest, JobState
 from worker import failures
 from worker.archive import unpacked
 from worker.artifacts import ArtifactPublisher
 from worker.observer import Observer
+from worker.phases import PhaseSpans
 from worker.publisher import Publisher
 from worker.supervisor import Ask, Cut, Ending, Limits, Trainer
 from worker.vitals import vitals
@@ -84,12 +86,17 @@ class TrainingRunner(Runner["Job"]):
     def _claim(self, unit: UnitOfWork) -> Job | None:
         return unit.jobs.claim(self._worker_id, self._device, gpus=self._gpus)
 
+    def _told(self, job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        return {"attempt": job.attempt, **request_of(job.origin)}, job.origin
+
     def _renew(self, unit: UnitOfWork, job: Job) -> JobRequest | None:
         return unit.attempts.heartbeat(job.id, job.epoch)
 
     def _work(self, job: Job, lease: Lease) -> None:
         outcome = self._attempt(job, lease)
         lease.insist(lambda: self._finish(job, outcome))
+        code = (outcome.error or {}).get("code")
+        tracing.note(state=outcome.state.value, error_code=code, failed=code)
         log.info("attempt_ended", state=outcome.state, reason=outcome.reason)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
@@ -135,16 +142,19 @@ class TrainingRunner(Runner["Job"]):
             publish=lambda event: publisher.publish(event, run_dir, folder / "publish"),
             publish_artifact=lambda event: artifacts.publish(event, run_dir, folder / "publish"),
         )
+        log.info("attempt_began", gpus=job.gpus)
         observer(Event(EventType.PHASE, "Fetching the dataset", {"phase": Phase.DOWNLOADING_DATASET}))
         observer.flush()
         with contextlib.ExitStack() as stack:
-            roots = [stack.enter_context(self._unpacked(dataset_id, lease)) for dataset_id in _datasets(job)]
-            resume = self._fetch_checkpoint(job, publisher, artifacts, observer, folder / "resume")
-            if resume is not None:
-                artifacts.fetch_evaluations(run_dir)
-            adapter = None
-            if resume is None and job.init_checkpoint_id is not None:
-                adapter = publisher.fetch_adapter(job.init_checkpoint_id, folder / "init")
+            with tracing.span("fetch_dataset"):
+                roots = [stack.enter_context(self._unpacked(dataset_id, lease)) for dataset_id in _datasets(job)]
+            with tracing.span("fetch_checkpoint"):
+                resume = self._fetch_checkpoint(job, publisher, artifacts, observer, folder / "resume")
+                if resume is not None:
+                    artifacts.fetch_evaluations(run_dir)
+                adapter = None
+                if resume is None and job.init_checkpoint_id is not None:
+                    adapter = publisher.fetch_adapter(job.init_checkpoint_id, folder / "init")
             self._check(lease)
             (folder / "run.json").write_text(self._run_config(job, roots, run_dir, adapter).model_dump_json())
             command = [*self._trainer, "--config", str(folder / "run.json")]
@@ -197,13 +207,25 @@ class TrainingRunner(Runner["Job"]):
                 return Ask.SAVE_AND_EXIT
             return Ask.FINISH if lease.request is JobRequest.STOP else None
 
+        phases = PhaseSpans()
+
+        def on_event(event: Event) -> None:
+            phases(event)
+            observer(event)
+
         with (
+            tracing.span("trainer", gpus=job.gpus),
             Trainer(command, log=log_file, temporary=temporary, limits=limits) as trainer,
             lease.passed_on(trainer.renew),
         ):
             used = gpus.visible()[: job.gpus]
             observer.vitals = lambda: vitals(trainer.pid, used)
-            return trainer.supervise(observer, ask)
+            try:
+                ending = trainer.supervise(on_event, ask)
+            finally:
+                phases.end()
+            tracing.note(exit_status=ending.returncode)
+            return ending
 
     def _check(self, lease: Lease) -> None:
         """Stop before the trainer has started, if the lease is lost or the job is wanted back."""

@@ -17,6 +17,7 @@ from service.shared.addresses import Receiver, check_receiver
 from service.shared.db.models import WebhookDelivery
 from service.shared.db.repositories.webhooks import DISABLED, Sent
 from service.shared.errors import LeaseLostError, ServiceError
+from service.shared.tallies import TallyName
 from service.shared.webhooks import signed
 from worker.connection import AddressError, PinnedConnection, address_within, any_address, public_address
 from worker.work import Runner
@@ -86,6 +87,7 @@ class DeliveryRunner(Runner[WebhookDelivery]):
     def _settle(self, delivery: WebhookDelivery, sent: Sent) -> None:
         with self._database.write() as unit:
             ended = unit.deliveries.settle(delivery, sent, disable_after_s=self._settings.webhook_disable_after_s)
+            unit.tallies.count(TallyName.DELIVERIES, "delivered" if sent.is_delivered else "failed")
         if ended.error == DISABLED:
             log.warning("webhook_endpoint_disabled", endpoint_id=delivery.endpoint_id)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, T
 
 import structlog
 
+from service.shared import tracing
 from service.shared.errors import LeaseLostError, NotFoundError
 from worker import failures
 from worker.failures import WorkError
@@ -84,7 +85,12 @@ class Runner(ABC, Generic[Row]):
             row = self._claim(unit)
         if row is None:
             return False
-        with structlog.contextvars.bound_contextvars(**{f"{self.noun}_id": row.id}, epoch=row.epoch):
+        facts, origin = self._told(row)
+        named = {f"{self.noun}_id": row.id, "epoch": row.epoch, **facts}
+        with (
+            structlog.contextvars.bound_contextvars(**named),
+            tracing.span(f"{self.noun}.attempt", parent=origin, kind="consumer", worker_id=self._worker_id, **named),
+        ):
             try:
                 with Lease(lambda: self._beat(row), self._settings, claimed_at=claimed_at, name=row.id) as lease:
                     self._work(row, lease)
@@ -95,6 +101,10 @@ class Runner(ABC, Generic[Row]):
     @abstractmethod
     def _claim(self, unit: UnitOfWork) -> Row | None:
         """Take the piece of work that is due first, under a new epoch."""
+
+    def _told(self, row: Row) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What the log and the trace say of the row besides its id and epoch, and the request that it comes from."""
+        return {}, None
 
     @abstractmethod
     def _renew(self, unit: UnitOfWork, row: Row) -> JobRequest | None:

@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from anyio import to_thread
 from fastapi import Request
 from limits import RateLimitItemPerMinute
@@ -46,6 +47,7 @@ SCOPES = {
     "revoke_api_key": Scope.KEYS,
     "get_me": None,
     "list_workers": Scope.ADMIN,
+    "scrape": Scope.ADMIN,
 }
 
 
@@ -87,7 +89,8 @@ class Authentication:
                 MutableHeaders(scope=message).update(limits)
             await send(message)
 
-        await self._app(scope, receive, send_with_limits)
+        with structlog.contextvars.bound_contextvars(**access.named()):
+            await self._app(scope, receive, send_with_limits)
 
     async def _authenticate(self, scope: Connection) -> Access:
         address = (scope.get("client") or ("", 0))[0]

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Request
 
 from service.api.authentication import authorised
+from service.api.exposition import Exposition
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.waiting import PredictionWatch
@@ -34,6 +35,7 @@ class Services:
     broadcaster: Broadcaster
     predictions: PredictionWatch
     vault: Vault
+    exposition: Exposition
 
 
 async def services(request: Request, access: Annotated[Access, Depends(authorised)]) -> Services:

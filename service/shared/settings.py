@@ -231,6 +231,7 @@ class Settings(BaseSettings):
             raise ValueError("an SQLite URL names an absolute file, as in sqlite:////var/lib/sam3/service.db")
         if not url.startswith(("sqlite:////", "postgresql://", "postgresql+psycopg://")):
             raise ValueError("must begin with sqlite:/// or postgresql://")
+        _require_readable(url)
         return url
 
     @field_validator("secret_key")
@@ -252,6 +253,7 @@ class Settings(BaseSettings):
     def _known_broker(cls, url: str) -> str:
         if not url.startswith(("redis://", "rediss://", "redis+socket://")):
             raise ValueError("must begin with redis://, rediss:// or redis+socket://")
+        _require_readable(url)
         return url
 
     @field_validator("storage_url")
@@ -344,6 +346,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _require_readable(url: str) -> None:
+    """Raise ValueError, without the URL, if a password in it would be taken for something else, which errors show."""
+    try:
+        parts = urlsplit(url)
+        is_clear = parts.netloc.count("@") <= 1 and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_clear = False
+    if not is_clear:
+        raise ValueError("cannot be read as a URL: in user and password, write / as %2F, @ as %40, # as %23, ? as %3F")
 
 
 def _describe(item: dict[str, Any]) -> str:

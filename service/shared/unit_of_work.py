@@ -18,6 +18,7 @@ from service.shared.db.models.base import ALL_PROJECTS, PROJECT
 from service.shared.db.repositories.api_keys import ApiKeyRepository
 from service.shared.db.repositories.artifacts import ArtifactRepository
 from service.shared.db.repositories.attempts import AttemptRepository
+from service.shared.db.repositories.census import CensusRepository
 from service.shared.db.repositories.checkpoints import CheckpointRepository
 from service.shared.db.repositories.comparisons import ComparisonRepository
 from service.shared.db.repositories.datasets import DatasetRepository
@@ -33,6 +34,7 @@ from service.shared.db.repositories.outbox import Outbox
 from service.shared.db.repositories.predictions import PredictionRepository
 from service.shared.db.repositories.queue import QueueMemory, QueueRepository
 from service.shared.db.repositories.sweeps import SweepRepository
+from service.shared.db.repositories.tallies import TallyRepository
 from service.shared.db.repositories.uploads import UploadRepository
 from service.shared.db.repositories.webhooks import MAX_TRIES, DeliveryRepository, RetrySchedule, WebhookRepository
 from service.shared.db.repositories.workers import WorkerRepository
@@ -61,10 +63,12 @@ class UnitOfWork:
         self.session = session
         self.clock = clock
         self.outbox = Outbox(session, clock)
+        self.tallies = TallyRepository(session)
+        self.census = CensusRepository(session, clock)
         self.events = EventRepository(session, clock)
         self.queue = QueueRepository(session, clock, memory)
-        self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox)
-        self.attempts = AttemptRepository(session, clock, self.jobs, retry)
+        self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox, self.tallies)
+        self.attempts = AttemptRepository(session, clock, self.jobs, retry, self.tallies)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts, self.outbox)
         self.uploads = UploadRepository(session, clock, settings.upload_retention_s)
         self.metrics = MetricRepository(session, clock)
@@ -88,8 +92,9 @@ class UnitOfWork:
         """Tell the workers of a task once the transaction has committed."""
         self.rings.setdefault(task, []).append(resource_id)
 
-    def store_messages(self) -> None:
-        """Write the webhooks about what has happened; the last statement of a transaction."""
+    def conclude(self) -> None:
+        """Write the counts of what has happened, and the webhooks about it; the last statements of a transaction."""
+        self.tallies.store()
         if delivery_id := self.outbox.store():
             self.ring_after_commit(Task.DELIVER, delivery_id)
 
@@ -163,7 +168,7 @@ class Database:
             unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory)
             with session.begin():
                 yield unit
-                unit.store_messages()
+                unit.conclude()
         self._commits.add_one()
         for task, resource_ids in unit.rings.items():
             self._queue.ring(task, *resource_ids)

@@ -52,6 +52,11 @@ class Access:
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes
 
+    def named(self) -> dict[str, str]:
+        """Whose it is, for the log."""
+        facts = {"key_id": self.key_id, "project": self.project}
+        return {name: value for name, value in facts.items() if value is not None}
+
 
 EVERYTHING = Access(frozenset(Scope))
 """Where no keys are asked for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from service.shared.db.models import Dataset, Job
@@ -13,6 +13,7 @@ from service.shared.errors import (
     ServiceError,
 )
 from service.shared.ids import new_id
+from service.shared.origin import present_origin
 from service.shared.queue import Task
 from service.shared.states import DatasetState, JobState
 from service.usecases.initial_adapters import InitialAdapter, fault, start_from
@@ -49,6 +50,7 @@ class JobSpec:
     sweep_id: str | None = None
     trial: dict[str, Any] | None = None
     """The values that it tries for its sweep."""
+    origin: dict[str, Any] | None = field(default_factory=present_origin)
 
 
 def create_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, *events: NewEvent) -> Job:
@@ -113,6 +115,7 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, datasets: Mapp
         max_attempts=spec.max_attempts,
         tags=spec.tags,
         labels=spec.metadata,
+        origin=spec.origin,
     )
 
 

@@ -9,6 +9,7 @@ from service.shared.db.models import Checkpoint, Job
 from service.shared.db.repositories.events import NewEvent
 from service.shared.errors import NotFoundError
 from service.shared.ids import new_id
+from service.shared.origin import present_origin
 from service.shared.states import JobAction
 from service.usecases.actions import check_allowed
 from service.usecases.jobs import enqueue, lock_datasets, usable_datasets
@@ -56,6 +57,7 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
         id=new_id("job"),
         retry_of=ended.id,
         resumes_from=None if checkpoint is None else checkpoint.job_id,
+        origin=present_origin(),
         resolved={name: value for name, value in ended.resolved.items() if name != "run"},
         **{name: getattr(ended, name) for name in INHERITED},
     )

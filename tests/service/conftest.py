@@ -85,7 +85,7 @@ def queue() -> FakeQueue:
 
 @pytest.fixture(scope="session", autouse=True)
 def _json_logs() -> None:
-    logs.configure("ERROR")
+    logs.configure("ERROR", "test")
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

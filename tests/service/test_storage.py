@@ -129,13 +129,13 @@ def test_wrong_credentials_are_named_and_never_shown(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-canary")
-    logs.configure("DEBUG")
+    logs.configure("DEBUG", "test")
     storage = Storage(Settings(data_dir=tmp_path, **s3.settings()))
     for ask in (storage.check, lambda: storage.put("a/f", [b"x"], size_bytes=1), lambda: storage.size("a/f")):
         with pytest.raises(StorageError, match=r"check the AWS_\* variables") as caught:
             ask()
         assert s3.url not in caught.value.message
-    logs.configure("ERROR")
+    logs.configure("ERROR", "test")
     shown = "".join(capfd.readouterr())
     assert "storage_failed" in shown
     assert "canary" not in shown + repr(storage._store)

@@ -186,7 +186,7 @@ def test_a_transaction_that_fails_tells_nothing(database: Database, settings: Se
     def cancel_and_break() -> None:
         with database.write() as unit:
             unit.jobs.move(job_id, JobState.CANCELLED, Actor.API)
-            unit.store_messages()
+            unit.conclude()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

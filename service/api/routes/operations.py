@@ -1,16 +1,16 @@
 """What operators and probes ask: alive, ready, which version, who works, who waits."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, Response
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.deps import AppServices, ReadUnit, Services
 from service.api.errors import problem_responses
+from service.api.exposition import OPENMETRICS, PLAIN
 from service.api.schemas.lists import Read
 from service.api.schemas.operations import QueueRead, WorkerList, queue_read, worker_read
-from service.shared.errors import StorageError
 from service.shared.queue import Task
 from service.usecases.queue import overview
 from service.version import VERSION
@@ -49,7 +49,7 @@ def live() -> Liveness:
 def ready(found: AppServices, response: Response) -> Readiness:
     """Whether work can be accepted; without a worker or broker it still is (200, `degraded`)."""
     checks = _database_checks(found)
-    checks["storage"] = _storage_check(found)
+    checks["storage"] = "ok" if found.exposition.storage.ask() else "failed"
     checks["broker"] = "degraded" if found.queue.depth(Task.TRAIN) is None else "ok"
     worst: Health = "ok"
     if "degraded" in checks.values():
@@ -79,6 +79,23 @@ def get_queue(unit: ReadUnit, found: AppServices) -> QueueRead:
     return queue_read(overview(unit, found.settings, found.database.project))
 
 
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {PLAIN: {"schema": {"type": "string"}}, OPENMETRICS: {"schema": {"type": "string"}}}},
+        **problem_responses(403),
+    },
+)
+def scrape(found: AppServices, accept: Annotated[str | None, Header()] = None) -> Response:
+    """Metrics of the installation and of this process, as text for Prometheus or, by `Accept`, as OpenMetrics.
+
+    They are about all projects: where keys are asked for, they need one with the scope `admin`.
+    """
+    content, content_type = found.exposition.render(accept)
+    return Response(content, 200, {"Vary": "Accept", "Content-Type": content_type})
+
+
 def _database_checks(found: Services) -> dict[str, Health]:
     try:
         with found.database.read() as unit:
@@ -90,11 +107,3 @@ def _database_checks(found: Services) -> dict[str, Health]:
     except SQLAlchemyError:
         return {"database": "failed"}
     return {"database": "ok", **{name: "ok" if count else "degraded" for name, count in alive.items()}}
-
-
-def _storage_check(found: Services) -> Health:
-    try:
-        found.storage.check()
-    except StorageError:
-        return "failed"
-    return "ok"

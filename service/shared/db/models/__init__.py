@@ -12,6 +12,7 @@ from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogC
 from service.shared.db.models.models import Export, Model, ModelFile
 from service.shared.db.models.predictions import Prediction
 from service.shared.db.models.sweeps import Sweep
+from service.shared.db.models.tallies import Tally
 from service.shared.db.models.uploads import Upload, UploadPart
 from service.shared.db.models.webhooks import WebhookDelivery, WebhookEndpoint
 from service.shared.db.models.workers import Worker
@@ -39,6 +40,7 @@ __all__ = [
     "OfProject",
     "Prediction",
     "Sweep",
+    "Tally",
     "Upload",
     "UploadPart",
     "WebhookDelivery",

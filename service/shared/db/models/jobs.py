@@ -37,6 +37,10 @@ class Job(OfProject, Base):
         Index(None, "dataset_id", "created_at", "id"),
         Index(None, "validation_dataset_id"),
         Index(None, "sweep_id", "created_at", "id"),
+        # Of those that wait alone; with the state as well, without which SQLite prefers an index that begins with it.
+        Index(
+            None, "state", "queued_at", sqlite_where=text("state = 'queued'"), postgresql_where=text("state = 'queued'")
+        ),
         # Only of what is deleted: SQLite would take it for lists, all of whose jobs have this null.
         Index(
             None,
@@ -76,6 +80,8 @@ class Job(OfProject, Base):
     max_attempts: Mapped[int]
     tags: Mapped[list[str]]
     labels: Mapped[dict[str, Any]] = mapped_column("metadata")
+    origin: Mapped[dict[str, Any] | None]
+    """The request that created it: `request_id`, and `traceparent` if it is traced."""
 
     epoch: Mapped[int] = mapped_column(default=0)
     attempt: Mapped[int] = mapped_column(default=0)

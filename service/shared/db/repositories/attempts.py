@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from service.shared.db.models import Attempt, Job
 from service.shared.db.repositories.fencing import write_fenced
 from service.shared.states import LEASED, Actor, JobRequest, JobState
+from service.shared.tallies import TallyName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from service.shared.clock import Clock
     from service.shared.db.repositories.jobs import JobRepository
+    from service.shared.db.repositories.tallies import TallyRepository
     from service.shared.retry import RetryPolicy
 
 REPORTABLE = frozenset({"phase", "progress", "resolved", "trainable", "peak_memory_bytes"})
@@ -37,11 +39,14 @@ class Lease:
 
 
 class AttemptRepository:
-    def __init__(self, session: Session, clock: Clock, jobs: JobRepository, retry: RetryPolicy) -> None:
+    def __init__(
+        self, session: Session, clock: Clock, jobs: JobRepository, retry: RetryPolicy, tallies: TallyRepository
+    ) -> None:
         self._session = session
         self._clock = clock
         self._jobs = jobs
         self._retry = retry
+        self._tallies = tallies
 
     def heartbeat(self, job_id: str, epoch: int) -> JobRequest | None:
         """Renew the lease; what the user has asked of the running job, if anything.
@@ -102,6 +107,7 @@ class AttemptRepository:
             values["result"] = result
         to = self._settled(job, outcome)
         if to is JobState.QUEUED and error is not None:
+            self._tallies.count(TallyName.LOST, str(error["code"]))
             to, retry_values = self._after_failure(job, now)
             values |= retry_values
         if to is JobState.FAILED:
@@ -134,6 +140,7 @@ class AttemptRepository:
                 "attempt": job.attempt,
             }
         at = job.last_heartbeat_at or now
+        self._tallies.count(TallyName.LOST, "worker_lost")
         return self._end(job, to, Actor.REAPER, at=at, lease=lease, reason="The worker was lost", **values)
 
     def list(self, job_id: str) -> Sequence[Attempt]:
@@ -171,7 +178,9 @@ class AttemptRepository:
             opened.values(ended_at=at, outcome=to, reason=reason).returning(Attempt.started_at)
         )
         if started_at is not None:
-            values["gpu_seconds"] = Job.gpu_seconds + Job.gpus * max(0.0, (at - started_at).total_seconds())
+            gpu_seconds = job.gpus * max(0.0, (at - started_at).total_seconds())
+            self._tallies.count(TallyName.GPU_SECONDS, amount=gpu_seconds)
+            values["gpu_seconds"] = Job.gpu_seconds + gpu_seconds
         epoch, hb_seq = (job.epoch, None) if lease is None else (lease.epoch, lease.hb_seq)
         return self._jobs.move(job.id, to, by, epoch=epoch, hb_seq=hb_seq, reason=reason, changes=values)
 

@@ -15,6 +15,7 @@ from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
 from service.shared.states import TERMINAL, Actor, DatasetState, JobRequest, JobState, sources
+from service.shared.tallies import TallyName
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from service.shared.clock import Clock
     from service.shared.db.repositories.outbox import Outbox
     from service.shared.db.repositories.queue import QueueRepository
+    from service.shared.db.repositories.tallies import TallyRepository
 
     Version: TypeAlias = tuple[datetime, datetime | None, int]
 
@@ -35,18 +37,26 @@ _THERE = Job.deleted_at.is_(None)
 _THESE = (Job.id.in_(bindparam("job_ids", expanding=True)), _THERE)
 ALL = select(Job).where(*_THESE)
 VERSIONS = select(Job.id, Job.updated_at, Job.last_heartbeat_at, Job.last_event_seq).where(*_THESE)
+WAITED = select(Job.queued_at, Job.not_before).where(Job.id == bindparam("job_id"))
 NEW_LABELS = insert(Base.metadata.tables[JobLabel.__tablename__])
 
 
 class JobRepository:
     def __init__(
-        self, session: Session, clock: Clock, events: EventRepository, queue: QueueRepository, outbox: Outbox
+        self,
+        session: Session,
+        clock: Clock,
+        events: EventRepository,
+        queue: QueueRepository,
+        outbox: Outbox,
+        tallies: TallyRepository,
     ) -> None:
         self._session = session
         self._clock = clock
         self._events = events
         self._queue = queue
         self._outbox = outbox
+        self._tallies = tallies
 
     def add(self, job: Job, *events: NewEvent) -> Job:
         """Insert a new job in its initial state, with an event of that and these."""
@@ -65,7 +75,7 @@ class JobRepository:
         self._label(jobs)
         self._events.store_all({job: [_status(job.state, f"Job {job.state}"), *events] for job, events in jobs.items()})
         for job in jobs:
-            self._outbox.note_job(job)
+            self._note(job)
 
     def get(self, job_id: str, *, lock: bool = False, shared: bool = False) -> Job:
         """The job; with `lock`, nobody else changes it until the transaction ends, nor locks it unless `shared`.
@@ -146,7 +156,7 @@ class JobRepository:
         if job is None:
             raise self._refusal(job_id, to, epoch)
         self._events.store(job, [_status(to, reason or f"Job {to}", **(data or {}))])
-        self._outbox.note_job(job)
+        self._note(job)
         return job
 
     def request(self, job_id: str, what: JobRequest, reason: str) -> Job:
@@ -209,6 +219,7 @@ class JobRepository:
         if job_id is None:
             return None
         now = self._clock.now()
+        due_at = max(at for at in self._session.execute(WAITED, {"job_id": job_id}).one() if at is not None)
         job = self.move(
             job_id,
             JobState.RUNNING,
@@ -217,6 +228,7 @@ class JobRepository:
             data={"worker": worker_id},
             changes=self._lease(worker_id, device, now),
         )
+        self._tallies.observe(TallyName.QUEUE_WAIT, (now - due_at).total_seconds())
         self._note_datasets(job)
         self._session.execute(
             insert(Attempt).values(
@@ -268,8 +280,17 @@ class JobRepository:
         moved = self._session.scalars(statement.returning(Job), execution_options=options).all()
         self._events.store_all({job: [_status(to, reason)] for job in moved})
         for job in moved:
-            self._outbox.note_job(job)
+            self._note(job)
         return [job.id for job in moved]
+
+    def _note(self, job: Job) -> None:
+        """Have the move that the job has just made counted, and told to who wants to know."""
+        self._outbox.note_job(job)
+        self._tallies.count(TallyName.JOBS, job.state)
+        if job.state is JobState.FAILED:
+            self._tallies.count(TallyName.FAILURES, str((job.error or {}).get("code")))
+        if job.finished_at is not None and job.started_at is not None:
+            self._tallies.observe(TallyName.DURATION, (job.finished_at - job.started_at).total_seconds(), job.state)
 
     def _moved(self, to: JobState, reason: str | None, changes: dict[str, Any]) -> dict[str, Any]:
         """The columns of a job that moves to a state, with an event."""
