@@ -31,6 +31,7 @@ from service.api.routes import (
     models,
     operations,
     predictions,
+    quotas,
     recipes,
     samples,
     sweeps,
@@ -67,7 +68,7 @@ TAGS = [
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
-    {"name": "access", "description": "API keys, and what they allow."},
+    {"name": "access", "description": "API keys and what they allow, what projects may use and have used."},
     {"name": "webhooks", "description": "Signed messages about what happens, sent to a URL."},
     {"name": "operations", "description": "Probes and version."},
 ]
@@ -91,6 +92,7 @@ ROUTES = (
     predictions,
     comparisons,
     api_keys,
+    quotas,
     webhooks,
     operations,
 )

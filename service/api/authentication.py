@@ -46,6 +46,9 @@ SCOPES = {
     "revoke_api_key": Scope.KEYS,
     "get_me": None,
     "list_workers": Scope.ADMIN,
+    "list_quotas": Scope.ADMIN,
+    "set_quota": Scope.ADMIN,
+    "remove_quota": Scope.ADMIN,
 }
 
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.shared.db.models.base import storable
-from service.shared.errors import ConflictError, DatabaseUnavailableError, ServiceError
+from service.shared.errors import ConflictError, DatabaseUnavailableError, QuotaExceededError, ServiceError
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +85,7 @@ def problem(
 
 
 def of_service_error(request: Request, error: ServiceError) -> JSONResponse:
-    headers = {"x-should-retry": "false"} if isinstance(error, ConflictError) else {}
+    headers = {"x-should-retry": "false"} if isinstance(error, ConflictError | QuotaExceededError) else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in (429, 503, 507):

@@ -43,6 +43,14 @@ class ForbiddenError(ServiceError):
     title = "The API key does not allow this"
 
 
+class QuotaExceededError(ServiceError):
+    """The project has used what it may: repeating the request does not help, making room or a higher limit does."""
+
+    status = 403
+    code = "quota_exceeded"
+    title = "Quota exceeded"
+
+
 class TooManyRequestsError(ServiceError):
     status = 429
     code = "too_many_requests"

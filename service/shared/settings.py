@@ -66,6 +66,18 @@ class Settings(BaseSettings):
     """File that the worker or reconciler which reads this touches as it goes round, for a probe that looks at its age
     (`python -m service.shared.pulse FILE`); a process each. Unset: none."""
 
+    quota_active_jobs: int | None = Field(None, ge=0)
+    """Jobs that have not ended that a project may have, unless it was given its own quota, as of all that follow; more
+    are refused. Unset: any number."""
+    quota_running_gpus: int | None = Field(None, ge=0)
+    """GPUs that the running jobs of a project may have together; others wait in the queue. Unset: any number."""
+    quota_gpu_seconds_per_month: int | None = Field(None, ge=0)
+    """GPU seconds that a project may use in a month (UTC); then no job of it is created or started. Unset: any."""
+    quota_stored_bytes: int | None = Field(None, ge=0)
+    """Bytes that may be stored for a project, more uploads, datasets and jobs are refused. Unset: any number."""
+    quota_datasets: int | None = Field(None, ge=0)
+    """Datasets that a project may have; more are refused. Unset: any number."""
+
     heartbeat_interval_s: float = Field(5, gt=0)
     """Seconds between a worker's renewals of its lease."""
     lease_timeout_s: float = Field(30, gt=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -31,8 +31,10 @@ from service.shared.db.repositories.models import ExportRepository, ModelReposit
 from service.shared.db.repositories.outbox import Outbox
 from service.shared.db.repositories.predictions import PredictionRepository
 from service.shared.db.repositories.queue import QueueMemory, QueueRepository
+from service.shared.db.repositories.quotas import Limits, QuotaMemory, QuotaRepository
 from service.shared.db.repositories.sweeps import SweepRepository
 from service.shared.db.repositories.uploads import UploadRepository
+from service.shared.db.repositories.usage import UsageRepository
 from service.shared.db.repositories.webhooks import MAX_TRIES, DeliveryRepository, RetrySchedule, WebhookRepository
 from service.shared.db.repositories.workers import WorkerRepository
 from service.shared.queue import Task
@@ -53,19 +55,31 @@ PROJECT = "project"
 """Of a session's `info`: the only project that it sees, or None."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a process remembers from one transaction to the next."""
+
+    queue: QueueMemory = field(default_factory=QueueMemory)
+    quotas: QuotaMemory = field(default_factory=QuotaMemory)
+
+
 class UnitOfWork:
     """Every repository, on one transaction."""
 
-    def __init__(self, session: Session, clock: Clock, settings: Settings, memory: QueueMemory) -> None:
+    def __init__(self, session: Session, clock: Clock, settings: Settings, memory: Memory) -> None:
         project = session.info[PROJECT]
         retry = RetryPolicy(settings.retry_backoff_s, settings.retry_backoff_max_s)
         self.session = session
         self.clock = clock
+        self.project = project or DEFAULT_PROJECT
+        """Of what is added and names none."""
         self.outbox = Outbox(session, clock)
         self.events = EventRepository(session, clock)
-        self.queue = QueueRepository(session, clock, memory)
-        self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox)
-        self.attempts = AttemptRepository(session, clock, self.jobs, retry)
+        self.usage = UsageRepository(session, clock)
+        self.quotas = QuotaRepository(session, clock, self.usage, Limits.default(settings), memory.quotas)
+        self.queue = QueueRepository(session, clock, memory.queue, self.quotas)
+        self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox, self.usage)
+        self.attempts = AttemptRepository(session, clock, self.jobs, retry, self.usage)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts, self.outbox)
         self.uploads = UploadRepository(session, clock, settings.upload_retention_s)
         self.metrics = MetricRepository(session, clock)
@@ -155,18 +169,19 @@ class Database:
         self._queue = queue
         self.engine = open_engine(settings)
         self._reading = self.engine.execution_options(read_only=True)
-        self._queue_memory = QueueMemory()
+        self._memory = Memory()
         self._commits = _Counter()
 
     @contextmanager
     def write(self) -> Iterator[UnitOfWork]:
         """A transaction that commits on a clean exit and then rings; rolls back on any exception."""
         with self._session(self.engine) as session:
-            unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory)
+            unit = UnitOfWork(session, self._clock, self._settings, self._memory)
             with session.begin():
                 yield unit
                 unit.store_messages()
         self._commits.add_one()
+        self._memory.quotas.forget(unit.quotas.changed)
         for task, resource_id in unit.rings:
             self._queue.ring(task, resource_id)
 
@@ -174,7 +189,7 @@ class Database:
     def read(self) -> Iterator[UnitOfWork]:
         """A transaction that only reads, and waits for no writer."""
         with self._session(self._reading) as session, session.begin():
-            yield UnitOfWork(session, self._clock, self._settings, self._queue_memory)
+            yield UnitOfWork(session, self._clock, self._settings, self._memory)
 
     def _session(self, engine: Engine) -> Session:
         return _ProjectSession(engine, expire_on_commit=False, info={PROJECT: self.project})

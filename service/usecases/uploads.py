@@ -49,6 +49,7 @@ def create_upload(unit: UnitOfWork, settings: Settings, spec: UploadSpec) -> Upl
     Raises:
         PayloadTooLargeError: if the file is larger than an archive may be.
         InvalidRequestError: if it would have too many parts.
+        QuotaExceededError: if the project may not store so much more.
     """
     if spec.size_bytes > settings.max_upload_bytes:
         raise PayloadTooLargeError(f"The file is larger than {settings.max_upload_bytes} bytes.")
@@ -58,6 +59,7 @@ def create_upload(unit: UnitOfWork, settings: Settings, spec: UploadSpec) -> Upl
         message = f"makes more than {MAX_PARTS:,} parts: use at least {least}"
         fault = {"pointer": "/part_bytes", "code": "too_many_parts", "message": message}
         raise InvalidRequestError(f"/part_bytes: {message}", errors=[fault])
+    unit.quotas.require_bytes(unit.project, spec.size_bytes)
     upload = Upload(
         id=new_id("upload"),
         filename=spec.filename,

@@ -39,7 +39,7 @@ DIGEST_HEADERS = [
 ]
 
 
-@router.post("", status_code=201, response_model=UploadRead, responses=problem_responses(400, 413, 415, 422, 503))
+@router.post("", status_code=201, response_model=UploadRead, responses=problem_responses(400, 403, 413, 415, 422, 503))
 def create_upload(
     unit: WriteUnit, found: AppServices, body: UploadCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from service.shared.clock import Clock
     from service.shared.db.repositories.outbox import Outbox
     from service.shared.db.repositories.queue import QueueRepository
+    from service.shared.db.repositories.usage import UsageRepository
 
     Version: TypeAlias = tuple[datetime, datetime | None, int]
 
@@ -39,13 +40,20 @@ NEW_LABELS = insert(Base.metadata.tables[JobLabel.__tablename__])
 
 class JobRepository:
     def __init__(
-        self, session: Session, clock: Clock, events: EventRepository, queue: QueueRepository, outbox: Outbox
+        self,
+        session: Session,
+        clock: Clock,
+        events: EventRepository,
+        queue: QueueRepository,
+        outbox: Outbox,
+        usage: UsageRepository,
     ) -> None:
         self._session = session
         self._clock = clock
         self._events = events
         self._queue = queue
         self._outbox = outbox
+        self._usage = usage
 
     def add(self, job: Job, *events: NewEvent) -> Job:
         """Insert a new job in its initial state, with an event of that and these."""
@@ -147,6 +155,8 @@ class JobRepository:
             raise self._refusal(job_id, to, epoch)
         self._events.store(job, [_status(to, reason or f"Job {to}", **(data or {}))])
         self._outbox.note_job(job)
+        if to in TERMINAL:
+            self._usage.note_outcomes([job])
         return job
 
     def request(self, job_id: str, what: JobRequest, reason: str) -> Job:
@@ -269,6 +279,8 @@ class JobRepository:
         self._events.store_all({job: [_status(to, reason)] for job in moved})
         for job in moved:
             self._outbox.note_job(job)
+        if to in TERMINAL:
+            self._usage.note_outcomes(moved)
         return [job.id for job in moved]
 
     def _moved(self, to: JobState, reason: str | None, changes: dict[str, Any]) -> dict[str, Any]:
@@ -313,6 +325,7 @@ class JobRepository:
             "worker_id": worker_id,
             "worker_device": device,
             "last_heartbeat_at": now,
+            "attempt_started_at": now,
             "started_at": func.coalesce(Job.started_at, now),
             "phase": "starting",
             "request": case((Job.request == JobRequest.STOP, Job.request)),
