@@ -15,6 +15,7 @@ from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
 from service.api.links import add_links
 from service.api.middleware import RequestContext
+from service.api.rates import Rates
 from service.api.routes import (
     actions,
     api_keys,
@@ -104,10 +105,12 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     queue = queue or BackgroundQueue(CeleryQueue(settings, clock))
     database = Database(settings, clock, queue)
     broadcaster = Broadcaster(database, settings)
+    rates = Rates(settings.broker_url, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await rates.close()
         broadcaster.close()
         database.close()
         queue.close()
@@ -134,7 +137,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         predictions=PredictionWatch(database),
         vault=Vault(settings),
     )
-    app.add_middleware(Authentication, database=database, settings=settings, clock=clock)
+    app.add_middleware(Authentication, database=database, settings=settings, clock=clock, rates=rates)
     app.add_middleware(RequestContext)
     errors.install(app)
     for module in ROUTES:

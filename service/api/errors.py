@@ -22,7 +22,6 @@ from service.shared.errors import ConflictError, DatabaseUnavailableError, Quota
 log = structlog.get_logger(__name__)
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-RETRY_AFTER_S = 5
 
 
 class Fault(BaseModel):
@@ -89,7 +88,7 @@ def of_service_error(request: Request, error: ServiceError) -> JSONResponse:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in (429, 503, 507):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers["Retry-After"] = str(error.retry_after_s)
     if error.status >= 500:
         log.error("request_failed", code=error.code, error=error.message)
     return problem(request, error.status, error.code, error.title, error.message, errors=error.errors, headers=headers)

@@ -9,6 +9,8 @@ class ServiceError(Exception):
     status = 500
     code = "internal"
     title = "Internal server error"
+    retry_after_s = 5
+    """When to try again, where that may help."""
 
     def __init__(self, message: str, *, errors: list[dict[str, str]] | None = None) -> None:
         super().__init__(message)
@@ -55,6 +57,10 @@ class TooManyRequestsError(ServiceError):
     status = 429
     code = "too_many_requests"
     title = "Too many requests"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class MalformedRequestError(ServiceError):

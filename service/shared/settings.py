@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     max_failed_keys: int = Field(20, ge=1)
     """Wrong keys that an address may show in a minute before it is refused for the rest of it."""
     requests_per_minute: int = Field(6000, ge=1)
-    """Requests that one key may make in a minute, at each API process; more are refused with 429."""
+    """Requests that one key may make in a minute; more are refused with 429."""
     host: str = "127.0.0.1"
     """Address the API listens on."""
     port: int = Field(8000, ge=0, le=65535)
