@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from service.api import errors
 from service.api.authentication import Authentication
+from service.api.deprecation import Deprecations, describe_headers
 from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.job_creation import JobCreation
@@ -136,7 +137,9 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         broadcaster=broadcaster,
         predictions=PredictionWatch(database),
         vault=Vault(settings),
+        rates=rates,
     )
+    app.add_middleware(Deprecations)
     app.add_middleware(Authentication, database=database, settings=settings, clock=clock, rates=rates)
     app.add_middleware(RequestContext)
     errors.install(app)
@@ -177,6 +180,7 @@ def _describe(app: FastAPI) -> None:
                 for parameter in operation.get("parameters", []):
                     parameter["schema"] = _without_null(parameter["schema"])
             add_links(document)
+            describe_headers(document)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

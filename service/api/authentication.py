@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from service.api.errors import of_database_error, of_service_error
 from service.api.rates import WINDOW_S
-from service.shared.errors import ForbiddenError, ServiceError, TooManyRequestsError, UnauthorizedError
+from service.shared.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.usecases.access import EVERYTHING, MAX_SECRET_LENGTH, Access, Scope, access_of, hash_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Authentication:
             access = await self._authenticate(scope)
             standing = self._rates.hit(f"requests:{access.key_id}", self._settings.requests_per_minute)
             limits |= _headers(standing)
-            _require_within(standing, f"This key may make {standing.limit} requests a minute: slow down.")
+            standing.require(f"This key may make {standing.limit} requests a minute: slow down.")
         except ServiceError as error:
             await of_service_error(Request(scope), error)(scope, receive, send_with_limits)
             return
@@ -96,7 +96,7 @@ class Authentication:
         address = (scope.get("client") or ("", 0))[0]
         failures = f"failures:{address}"
         standing = self._rates.look(failures, self._settings.max_failed_keys)
-        _require_within(standing, "Too many wrong API keys came from this address: wait a minute.")
+        standing.require("Too many wrong API keys came from this address: wait a minute.")
         match = BEARER.fullmatch(Headers(scope=scope).get("authorization", ""))
         if match is None:
             raise UnauthorizedError("Send an API key, as in `Authorization: Bearer sam3_...`.")
@@ -131,11 +131,6 @@ def _headers(standing: Standing) -> dict[str, str]:
         "RateLimit-Policy": f'"key";q={standing.limit};w={WINDOW_S}',
         "RateLimit": f'"key";r={standing.remaining};t={standing.resets_s}',
     }
-
-
-def _require_within(standing: Standing, message: str) -> None:
-    if not standing.is_within:
-        raise TooManyRequestsError(message, retry_after_s=standing.retry_after_s)
 
 
 async def authorised(request: Request) -> Access:

@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Path, Request
 from service.api.authentication import authorised
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
+from service.api.rates import Rates
 from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock
 from service.shared.queue import Queue
@@ -34,6 +35,7 @@ class Services:
     broadcaster: Broadcaster
     predictions: PredictionWatch
     vault: Vault
+    rates: Rates
 
 
 async def services(request: Request, access: Annotated[Access, Depends(authorised)]) -> Services:

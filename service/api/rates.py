@@ -19,6 +19,8 @@ from urllib.parse import parse_qsl, urlencode
 import structlog
 from redis.asyncio import Redis
 
+from service.shared.errors import TooManyRequestsError
+
 if TYPE_CHECKING:
     from service.shared.clock import Clock
 
@@ -44,6 +46,11 @@ class Standing:
     """Seconds to the next window."""
     retry_after_s: int
     """Seconds until one more is within the limit, if nothing else comes."""
+
+    def require(self, message: str) -> None:
+        """Raise TooManyRequestsError unless it is within the limit."""
+        if not self.is_within:
+            raise TooManyRequestsError(message, retry_after_s=self.retry_after_s)
 
 
 @dataclass

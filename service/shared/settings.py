@@ -183,6 +183,8 @@ class Settings(BaseSettings):
     commas; empty: none."""
     webhook_timeout_s: float = Field(10, gt=0, le=60)
     """Seconds in which a receiver of a webhook must have answered."""
+    webhook_tests_per_minute: int = Field(10, ge=1)
+    """Test messages that a project may have sent in a minute; more are refused with 429."""
     webhook_disable_after_s: float = Field(5 * 86400, gt=0)
     """Seconds of nothing but failures after which a webhook endpoint is disabled."""
     webhook_retention_s: float = Field(30 * 86400, gt=0)
