@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LIVE = [state for state in JobState if state not in TERMINAL]
 LOCK = text("SELECT pg_advisory_xact_lock(:kind, hashtext(:name))")
+EVERYBODY = {ALL_PROJECTS: True}
 KNOWN_FOR_S = 1.0
 MAX_KNOWN = 10_000
 GROWTH, CLAIMS = 7301, 7302  # kinds of locks, which nothing else in the database may use
@@ -101,6 +102,7 @@ class QuotaRepository:
         self._clock = clock
         self._usage = usage
         self._memory = memory
+        self._is_postgresql = session.get_bind().dialect.name == "postgresql"
         self.default = default
         self.changed: dict[str, Limits] = {}
         """By this transaction."""
@@ -111,7 +113,7 @@ class QuotaRepository:
         known = self._memory.recall(projects, now_s)
         if unknown := set(projects) - known.keys():
             rows = select(ProjectQuota).where(ProjectQuota.project.in_(unknown))
-            own = self._session.scalars(rows.execution_options(**{ALL_PROJECTS: True}))
+            own = self._session.scalars(rows.execution_options(**EVERYBODY))
             found = dict.fromkeys(unknown, self.default) | {row.project: limits_of(row) for row in own}
             self._memory.keep(found, now_s)
             known |= found
@@ -170,14 +172,17 @@ class QuotaRepository:
 
     def active_jobs(self, projects: Collection[str]) -> dict[str, int]:
         """Jobs of projects that have not ended."""
-        live = select(Job.project, func.count()).where(Job.state.in_(LIVE), Job.project.in_(projects))
-        found = {project: count for project, count in self._session.execute(live.group_by(Job.project))}  # noqa: C416 - typed
-        return dict.fromkeys(projects, 0) | found
+        # By the index of states: SQLite would read all jobs that the project ever had, if it were told of one.
+        project = Job.project if self._is_postgresql else func.coalesce(Job.project, "")
+        live = select(Job.project, func.count()).where(Job.state.in_(LIVE), project.in_(projects)).group_by(Job.project)
+        rows = self._session.execute(live.execution_options(**EVERYBODY))
+        return dict.fromkeys(projects, 0) | {project: count for project, count in rows}  # noqa: C416 - typed
 
     def running_gpus(self, project: str) -> int:
         """GPUs of the jobs of a project that workers hold."""
-        held = select(func.sum(Job.gpus)).where(Job.state.in_(LEASED), Job.project == project)
-        return self._session.scalar(held) or 0
+        held = select(Job.project, Job.gpus).where(Job.state.in_(LEASED))  # of all projects: so many workers there are
+        rows = self._session.execute(held.execution_options(**EVERYBODY))
+        return sum(gpus for owner, gpus in rows if owner == project)
 
     def datasets(self, project: str) -> int:
         """Datasets of a project."""
@@ -216,7 +221,7 @@ class QuotaRepository:
 
     def _lock(self, kind: int, name: str) -> None:
         # A transaction that writes to SQLite is the only one anyway.
-        if self._session.get_bind().dialect.name == "postgresql":
+        if self._is_postgresql:
             self._session.execute(LOCK, {"kind": kind, "name": name})
 
 
