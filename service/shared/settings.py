@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     quota_gpu_seconds_per_month: int | None = Field(None, ge=0)
     """GPU seconds that a project may use in a month (UTC); then no job of it is created or started. Unset: any."""
     quota_stored_bytes: int | None = Field(None, ge=0)
-    """Bytes that may be stored for a project, more uploads, datasets and jobs are refused. Unset: any number."""
+    """Bytes that storage may hold for a project; then uploads, datasets and jobs are refused. Unset: any number."""
     quota_datasets: int | None = Field(None, ge=0)
     """Datasets that a project may have; more are refused. Unset: any number."""
 

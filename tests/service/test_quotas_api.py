@@ -12,15 +12,19 @@ import pytest
 from sqlalchemy import event, update
 
 from service.api.job_creation import JobCreation
+from service.shared.db.migrate import upgrade as migrate
 from service.shared.db.models import Dataset
 from service.shared.db.repositories.quotas import Limits
 from service.shared.errors import QuotaExceededError
 from service.shared.settings import Settings
 from service.shared.states import Actor, DatasetState, JobState
 from service.shared.unit_of_work import Database
+from service.usecases.access import Scope
 from service.usecases.idempotency import Answer
 from service.usecases.queue import places
 from service.usecases.quotas import quota_of
+from service.usecases.retries import retry_job
+from service.usecases.uploads import UploadSpec, create_upload
 from tests.service.conftest import Api, FakeClock, FakeQueue, add_dataset, add_job, assert_problem, body, served, upload
 from tests.service.results import add_model
 from tests.service.test_access import client, key
@@ -44,8 +48,6 @@ def limited(settings: Settings) -> Iterator[Api]:
 
 @pytest.fixture
 def admin(limited: Api) -> Iterator[httpx.Client]:
-    from service.usecases.access import Scope
-
     with client(limited, key(limited, None, Scope.ADMIN)) as found:
         yield found
 
@@ -178,8 +180,6 @@ def test_however_many_create_at_once_the_limit_holds(database: Database, setting
 
 
 def _retried(database: Database, job_id: str) -> int:
-    from service.usecases.retries import retry_job
-
     try:
         with database.write() as unit:
             retry_job(unit, job_id, from_scratch=True)
@@ -376,8 +376,6 @@ def test_a_complete_upload_is_counted_once_with_its_dataset(api: Api) -> None:
 
 
 def test_however_many_announce_uploads_at_once_the_limit_holds(database: Database, settings: Settings) -> None:
-    from service.usecases.uploads import UploadSpec, create_upload
-
     limit(database, max_stored_bytes=1000, max_datasets=3)
     others = [Database(settings, FakeClock(), FakeQueue()) for _ in range(4)]
 
@@ -430,8 +428,6 @@ def test_a_changed_quota_is_known_at_once_here_and_within_a_second_elsewhere(
 
 
 def test_the_command_line_sets_and_lists(tmp_path: Path) -> None:
-    from service.shared.db.migrate import upgrade as migrate
-
     migrate(Settings(data_dir=tmp_path))
 
     def command(*arguments: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import event, text
 
 from service.shared.db.migrate import alembic_config, open_engine, upgrade
@@ -283,8 +284,6 @@ def carry_over(settings: Settings) -> None:
 
 
 def _before_the_record(config: Any) -> str:
-    from alembic.script import ScriptDirectory
-
     revision = ScriptDirectory.from_config(config).get_revision("0013")
     assert revision is not None
     return str(revision.down_revision)
