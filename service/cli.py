@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from service.shared import log as logs
 from service.shared import tracing
 from service.shared.clock import SystemClock
 from service.shared.db import migrate as migrations
+from service.shared.db.repositories.quotas import Limits, limits_of
 from service.shared.errors import ServiceError, SettingsError, StorageError
 from service.shared.queue import CeleryQueue
 from service.shared.redaction import secrets_of
@@ -118,6 +120,46 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="Id of the key.")]) ->
     """Revoke a key at once."""
     with _unit() as unit:
         access.revoke_key(unit, access.EVERYTHING, key_id)
+
+
+quotas = typer.Typer(no_args_is_help=True, help="What projects may use.")
+app.add_typer(quotas, name="quotas")
+
+
+@quotas.command("set")
+def set_quota(
+    project: Annotated[str, typer.Argument(help="The project; it need not have anything yet.")],
+    active_jobs: Annotated[int | None, typer.Option(min=0, help="Jobs that have not ended.")] = None,
+    running_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of running jobs together.")] = None,
+    gpu_seconds_per_month: Annotated[int | None, typer.Option(min=0, help="In a calendar month, UTC.")] = None,
+    stored_bytes: Annotated[int | None, typer.Option(min=0, help="Of everything that is kept in storage.")] = None,
+    datasets: Annotated[int | None, typer.Option(min=0, help="Datasets.")] = None,
+) -> None:
+    """Give a project limits of its own, in place of all that it had; what is omitted is unlimited."""
+    limits = Limits(active_jobs, running_gpus, gpu_seconds_per_month, stored_bytes, datasets)
+    with _unit() as unit:
+        unit.quotas.set(project, limits)
+
+
+@quotas.command("list")
+def list_quotas() -> None:
+    """List the projects that have limits of their own, after the limits of all others."""
+    with _unit() as unit:
+        typer.echo(f"*  {_shown(unit.quotas.default)}")
+        for row in unit.quotas.list():
+            typer.echo(f"{row.project}  {_shown(limits_of(row))}")
+
+
+@quotas.command("remove")
+def remove_quota(project: Annotated[str, typer.Argument(help="The project.")]) -> None:
+    """Give a project the limits of all others again."""
+    with _unit() as unit:
+        unit.quotas.remove(project)
+
+
+def _shown(limits: Limits) -> str:
+    given = [f"{name}={value}" for name, value in asdict(limits).items() if value is not None]
+    return " ".join(given) or "unlimited"
 
 
 @contextlib.contextmanager

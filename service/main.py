@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from service.api import errors
 from service.api.authentication import Authentication
+from service.api.deprecation import Deprecations, describe_headers
 from service.api.deps import Services
 from service.api.errors import Problem
 from service.api.exposition import Exposition
@@ -19,6 +20,7 @@ from service.api.middleware import RequestContext
 from service.api.openai.routes import files, fine_tuning
 from service.api.openai.routes import uploads as openai_uploads
 from service.api.openai.schemas.uploads import OpenAIUploadCreate
+from service.api.rates import Rates
 from service.api.routes import (
     actions,
     api_keys,
@@ -35,6 +37,7 @@ from service.api.routes import (
     models,
     operations,
     predictions,
+    quotas,
     recipes,
     samples,
     sweeps,
@@ -72,7 +75,7 @@ TAGS = [
     {"name": "checkpoints", "description": "Trained adapters: resumable downloads with checksums."},
     {"name": "models", "description": "Tuned models: ask them about images, take them away."},
     {"name": "comparisons", "description": "Two models on one dataset: which is the better one."},
-    {"name": "access", "description": "API keys, and what they allow."},
+    {"name": "access", "description": "API keys and what they allow, what projects may use and have used."},
     {"name": "webhooks", "description": "Signed messages about what happens, sent to a URL."},
     {
         "name": "OpenAI-compatible",
@@ -100,6 +103,7 @@ ROUTES = (
     predictions,
     comparisons,
     api_keys,
+    quotas,
     webhooks,
     operations,
     files,
@@ -116,10 +120,12 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     broadcaster = Broadcaster(database, settings)
     storage = Storage(settings)
     exposition = Exposition(settings, database, storage, queue, broadcaster, clock)
+    rates = Rates(settings.broker_url, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await rates.close()
         broadcaster.close()
         database.close()
         queue.close()
@@ -146,8 +152,10 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         predictions=PredictionWatch(database),
         vault=Vault(settings),
         exposition=exposition,
+        rates=rates,
     )
-    app.add_middleware(Authentication, database=database, settings=settings, clock=clock)
+    app.add_middleware(Deprecations)
+    app.add_middleware(Authentication, database=database, settings=settings, clock=clock, rates=rates)
     app.add_middleware(RequestContext, exposition=exposition)
     errors.install(app)
     for module in ROUTES:
@@ -187,6 +195,7 @@ def _describe(app: FastAPI) -> None:
                 for parameter in operation.get("parameters", []):
                     parameter["schema"] = _without_null(parameter["schema"])
             add_links(document)
+            describe_headers(document)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

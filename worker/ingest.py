@@ -11,7 +11,7 @@ from sam3_lora.coco.archive import ArchiveError
 from sam3_lora.coco.isolation import draw_isolated, validate_isolated
 from sam3_lora.coco.report import DatasetReport
 from service.shared.dataset_files import archive_key, preview_key
-from service.shared.errors import LeaseLostError
+from service.shared.errors import LeaseLostError, QuotaExceededError
 from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.sources import shown
@@ -86,6 +86,7 @@ class IngestRunner(Runner["Dataset"]):
             nonlocal is_kept
             with self._database.write() as unit:
                 fetched = unit.datasets.fetched(dataset.id, dataset.epoch, archive, shown(source))
+                unit.quotas.require_bytes(fetched.project, 0)  # it counts by now
                 is_kept = fetched.storage_key == archive.key  # from here on, also if the commit's answer is lost
                 return fetched
 
@@ -93,6 +94,8 @@ class IngestRunner(Runner["Dataset"]):
             if source.get("sha256") not in (None, archive.sha256):
                 raise SourceError("sha256_mismatch", f"The archive that arrived has SHA-256 {archive.sha256}.")
             return lease.insist(note)
+        except QuotaExceededError as error:
+            raise SourceError(error.code, error.message) from error
         finally:
             if not is_kept:
                 self._storage.delete(archive.key)

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from anyio import to_thread
 from fastapi import Request
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 
 from service.api.errors import of_database_error, of_service_error
-from service.shared.errors import ForbiddenError, ServiceError, TooManyRequestsError, UnauthorizedError
+from service.api.rates import WINDOW_S
+from service.shared.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.usecases.access import EVERYTHING, MAX_SECRET_LENGTH, Access, Scope, access_of, hash_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Send
     from starlette.types import Scope as Connection
 
+    from service.api.rates import Rates, Standing
     from service.shared.clock import Clock
     from service.shared.settings import Settings
     from service.shared.unit_of_work import Database
@@ -48,21 +47,22 @@ SCOPES = {
     "get_me": None,
     "list_workers": Scope.ADMIN,
     "scrape": Scope.ADMIN,
+    "list_quotas": Scope.ADMIN,
+    "set_quota": Scope.ADMIN,
+    "remove_quota": Scope.ADMIN,
 }
 
 
 class Authentication:
     """Gives each request its `Access`, or an error instead of an answer."""
 
-    def __init__(self, app: ASGIApp, *, database: Database, settings: Settings, clock: Clock) -> None:
+    def __init__(self, app: ASGIApp, *, database: Database, settings: Settings, clock: Clock, rates: Rates) -> None:
         self._app = app
         self._database = database
         self._settings = settings
         self._clock = clock
         self._known: dict[str, tuple[Access, float]] = {}
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._failures = RateLimitItemPerMinute(settings.max_failed_keys)
-        self._requests = RateLimitItemPerMinute(settings.requests_per_minute)
+        self._rates = rates
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,29 +73,33 @@ class Authentication:
             state["access"] = EVERYTHING
             await self._app(scope, receive, send)
             return
-        try:
-            access = await self._authenticate(scope)
-            limits = self._count(access)
-        except ServiceError as error:
-            await of_service_error(Request(scope), error)(scope, receive, send)
-            return
-        except SQLAlchemyError as error:
-            await of_database_error(Request(scope), error)(scope, receive, send)
-            return
-        state["access"] = access
+        limits: dict[str, str] = {}
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(limits)
             await send(message)
 
+        try:
+            access = await self._authenticate(scope)
+            standing = self._rates.hit(f"requests:{access.key_id}", self._settings.requests_per_minute)
+            limits |= _headers(standing)
+            standing.require(f"This key may make {standing.limit} requests a minute: slow down.")
+        except ServiceError as error:
+            await of_service_error(Request(scope), error)(scope, receive, send_with_limits)
+            return
+        except SQLAlchemyError as error:
+            await of_database_error(Request(scope), error)(scope, receive, send)
+            return
+        state["access"] = access
         with structlog.contextvars.bound_contextvars(**access.named()):
             await self._app(scope, receive, send_with_limits)
 
     async def _authenticate(self, scope: Connection) -> Access:
         address = (scope.get("client") or ("", 0))[0]
-        if not self._limiter.test(self._failures, "failures", address):
-            raise TooManyRequestsError("Too many wrong API keys came from this address: wait a minute.")
+        failures = f"failures:{address}"
+        standing = self._rates.look(failures, self._settings.max_failed_keys)
+        standing.require("Too many wrong API keys came from this address: wait a minute.")
         match = BEARER.fullmatch(Headers(scope=scope).get("authorization", ""))
         if match is None:
             raise UnauthorizedError("Send an API key, as in `Authorization: Bearer sam3_...`.")
@@ -106,7 +110,7 @@ class Authentication:
         access = await to_thread.run_sync(self._look_up, secret_sha256)
         if access is None:
             self._known.pop(secret_sha256, None)
-            self._limiter.hit(self._failures, "failures", address)
+            self._rates.hit(failures, self._settings.max_failed_keys)
             raise UnauthorizedError("This API key is not known, or it was revoked or has expired.")
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
@@ -124,18 +128,12 @@ class Authentication:
                 unit.api_keys.note_use(key.id)
         return access_of(key)
 
-    def _count(self, access: Access) -> dict[str, str]:
-        """Count a request of the key; the headers that tell how many it has left."""
-        whose = ("requests", access.key_id or "")
-        is_within = self._limiter.hit(self._requests, *whose)
-        window = self._limiter.get_window_stats(self._requests, *whose)
-        if not is_within:
-            raise TooManyRequestsError(f"This key may make {self._requests.amount} requests a minute: slow down.")
-        left_s = max(0, round(window.reset_time - time.time()))
-        return {
-            "RateLimit-Policy": f'"key";q={self._requests.amount};w=60',
-            "RateLimit": f'"key";r={window.remaining};t={left_s}',
-        }
+
+def _headers(standing: Standing) -> dict[str, str]:
+    return {
+        "RateLimit-Policy": f'"key";q={standing.limit};w={WINDOW_S}',
+        "RateLimit": f'"key";r={standing.remaining};t={standing.resets_s}',
+    }
 
 
 async def authorised(request: Request) -> Access:

@@ -10,6 +10,7 @@ from service.api.authentication import authorised
 from service.api.exposition import Exposition
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
+from service.api.rates import Rates
 from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock
 from service.shared.queue import Queue
@@ -36,6 +37,7 @@ class Services:
     predictions: PredictionWatch
     vault: Vault
     exposition: Exposition
+    rates: Rates
 
 
 async def services(request: Request, access: Annotated[Access, Depends(authorised)]) -> Services:

@@ -17,12 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.shared.db.models.base import storable
-from service.shared.errors import ConflictError, DatabaseUnavailableError, ServiceError
+from service.shared.errors import ConflictError, DatabaseUnavailableError, QuotaExceededError, ServiceError
 
 log = structlog.get_logger(__name__)
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-RETRY_AFTER_S = 5
 
 
 class Fault(BaseModel):
@@ -85,11 +84,11 @@ def problem(
 
 
 def of_service_error(request: Request, error: ServiceError) -> JSONResponse:
-    headers = {"x-should-retry": "false"} if isinstance(error, ConflictError) else {}
+    headers = {"x-should-retry": "false"} if isinstance(error, ConflictError | QuotaExceededError) else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in (429, 503, 507):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers["Retry-After"] = str(error.retry_after_s)
     if error.status >= 500:
         log.error("request_failed", code=error.code, error=error.message)
     return problem(request, error.status, error.code, error.title, error.message, errors=error.errors, headers=headers)

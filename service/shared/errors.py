@@ -9,6 +9,8 @@ class ServiceError(Exception):
     status = 500
     code = "internal"
     title = "Internal server error"
+    retry_after_s = 5
+    """When to try again, where that may help."""
 
     def __init__(self, message: str, *, errors: list[dict[str, str]] | None = None) -> None:
         super().__init__(message)
@@ -43,10 +45,22 @@ class ForbiddenError(ServiceError):
     title = "The API key does not allow this"
 
 
+class QuotaExceededError(ServiceError):
+    """The project has used what it may: repeating the request does not help, making room or a higher limit does."""
+
+    status = 403
+    code = "quota_exceeded"
+    title = "Quota exceeded"
+
+
 class TooManyRequestsError(ServiceError):
     status = 429
     code = "too_many_requests"
     title = "Too many requests"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class MalformedRequestError(ServiceError):

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     max_failed_keys: int = Field(20, ge=1)
     """Wrong keys that an address may show in a minute before it is refused for the rest of it."""
     requests_per_minute: int = Field(6000, ge=1)
-    """Requests that one key may make in a minute, at each API process; more are refused with 429."""
+    """Requests that one key may make in a minute; more are refused with 429."""
     host: str = "127.0.0.1"
     """Address the API listens on."""
     port: int = Field(8000, ge=0, le=65535)
@@ -68,6 +68,18 @@ class Settings(BaseSettings):
     pulse_file: Path | None = None
     """File that the worker or reconciler which reads this touches as it goes round, for a probe that looks at its age
     (`python -m service.shared.pulse FILE`); a process each. Unset: none."""
+
+    quota_active_jobs: int | None = Field(None, ge=0)
+    """Jobs that have not ended that a project may have, unless it was given its own quota, as of all that follow; more
+    are refused. Unset: any number."""
+    quota_running_gpus: int | None = Field(None, ge=0)
+    """GPUs that the running jobs of a project may have together; others wait in the queue. Unset: any number."""
+    quota_gpu_seconds_per_month: int | None = Field(None, ge=0)
+    """GPU seconds that a project may use in a month (UTC); then no job of it is created or started. Unset: any."""
+    quota_stored_bytes: int | None = Field(None, ge=0)
+    """Bytes that storage may hold for a project; then uploads, datasets and jobs are refused. Unset: any number."""
+    quota_datasets: int | None = Field(None, ge=0)
+    """Datasets that a project may have; more are refused. Unset: any number."""
 
     heartbeat_interval_s: float = Field(5, gt=0)
     """Seconds between a worker's renewals of its lease."""
@@ -174,6 +186,8 @@ class Settings(BaseSettings):
     commas; empty: none."""
     webhook_timeout_s: float = Field(10, gt=0, le=60)
     """Seconds in which a receiver of a webhook must have answered."""
+    webhook_tests_per_minute: int = Field(10, ge=1)
+    """Test messages that a project may have sent in a minute; more are refused with 429."""
     webhook_disable_after_s: float = Field(5 * 86400, gt=0)
     """Seconds of nothing but failures after which a webhook endpoint is disabled."""
     webhook_retention_s: float = Field(30 * 86400, gt=0)

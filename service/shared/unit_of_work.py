@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from sqlalchemy.orm import LoaderCriteriaOption, ORMExecuteState, Session, UOWTr
 
 from service.shared.db.migrate import open_engine
 from service.shared.db.models import Export, OfProject, Prediction, WebhookDelivery
-from service.shared.db.models.base import ALL_PROJECTS, PROJECT
+from service.shared.db.models.base import ALL_PROJECTS, DEFAULT_PROJECT, PROJECT
 from service.shared.db.repositories.api_keys import ApiKeyRepository
 from service.shared.db.repositories.artifacts import ArtifactRepository
 from service.shared.db.repositories.attempts import AttemptRepository
@@ -33,9 +33,11 @@ from service.shared.db.repositories.models import ExportRepository, ModelReposit
 from service.shared.db.repositories.outbox import Outbox
 from service.shared.db.repositories.predictions import PredictionRepository
 from service.shared.db.repositories.queue import QueueMemory, QueueRepository
+from service.shared.db.repositories.quotas import Limits, QuotaMemory, QuotaRepository
 from service.shared.db.repositories.sweeps import SweepRepository
 from service.shared.db.repositories.tallies import TallyRepository
 from service.shared.db.repositories.uploads import UploadRepository
+from service.shared.db.repositories.usage import UsageRepository
 from service.shared.db.repositories.webhooks import MAX_TRIES, DeliveryRepository, RetrySchedule, WebhookRepository
 from service.shared.db.repositories.workers import WorkerRepository
 from service.shared.queue import Task
@@ -54,21 +56,33 @@ if TYPE_CHECKING:
 CLOSE_S = 1.0
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a process remembers from one transaction to the next."""
+
+    queue: QueueMemory = field(default_factory=QueueMemory)
+    quotas: QuotaMemory = field(default_factory=QuotaMemory)
+
+
 class UnitOfWork:
     """Every repository, on one transaction."""
 
-    def __init__(self, session: Session, clock: Clock, settings: Settings, memory: QueueMemory) -> None:
+    def __init__(self, session: Session, clock: Clock, settings: Settings, memory: Memory) -> None:
         project = session.info[PROJECT]
         retry = RetryPolicy(settings.retry_backoff_s, settings.retry_backoff_max_s)
         self.session = session
         self.clock = clock
+        self.project = project or DEFAULT_PROJECT
+        """Of what is added and names none."""
         self.outbox = Outbox(session, clock)
         self.tallies = TallyRepository(session)
         self.census = CensusRepository(session, clock)
         self.events = EventRepository(session, clock)
-        self.queue = QueueRepository(session, clock, memory)
-        self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox, self.tallies)
-        self.attempts = AttemptRepository(session, clock, self.jobs, retry, self.tallies)
+        self.usage = UsageRepository(session, clock)
+        self.quotas = QuotaRepository(session, clock, self.usage, Limits.default(settings), memory.quotas)
+        self.queue = QueueRepository(session, clock, memory.queue, self.quotas)
+        self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox, self.tallies, self.usage)
+        self.attempts = AttemptRepository(session, clock, self.jobs, retry, self.tallies, self.usage)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts, self.outbox)
         self.uploads = UploadRepository(session, clock, settings.upload_retention_s)
         self.metrics = MetricRepository(session, clock)
@@ -158,18 +172,19 @@ class Database:
         self._queue = queue
         self.engine = open_engine(settings)
         self._reading = self.engine.execution_options(read_only=True)
-        self._queue_memory = QueueMemory()
+        self._memory = Memory()
         self._commits = _Counter()
 
     @contextmanager
     def write(self) -> Iterator[UnitOfWork]:
         """A transaction that commits on a clean exit and then rings; rolls back on any exception."""
         with self._session(self.engine) as session:
-            unit = UnitOfWork(session, self._clock, self._settings, self._queue_memory)
+            unit = UnitOfWork(session, self._clock, self._settings, self._memory)
             with session.begin():
                 yield unit
                 unit.conclude()
         self._commits.add_one()
+        self._memory.quotas.forget(unit.quotas.changed)
         for task, resource_ids in unit.rings.items():
             self._queue.ring(task, *resource_ids)
 
@@ -177,7 +192,7 @@ class Database:
     def read(self) -> Iterator[UnitOfWork]:
         """A transaction that only reads, and waits for no writer."""
         with self._session(self._reading) as session, session.begin():
-            yield UnitOfWork(session, self._clock, self._settings, self._queue_memory)
+            yield UnitOfWork(session, self._clock, self._settings, self._memory)
 
     def _session(self, engine: Engine) -> Session:
         return _ProjectSession(engine, expire_on_commit=False, info={PROJECT: self.project})

@@ -16,6 +16,7 @@ from service.shared.sources import check_path, check_uri
 from service.shared.states import DatasetState
 from service.shared.storage import StoredFile
 from service.usecases.idempotency import Answer, answer_once, fingerprint
+from service.usecases.quotas import admit_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +50,11 @@ def store_dataset(
     answer: Callable[[Dataset], Answer],
     operation: str = "datasets.create",
 ) -> Answer:
-    """Keep an archive that came with the request and register it; once per operation and idempotency key."""
+    """Keep an archive that came with the request and register it; once per operation and idempotency key.
+
+    Raises:
+        ServiceError: as `register_dataset`; nothing was kept.
+    """
     dataset_id = new_id("ds")
     # Before the transaction: a large file must not hold up other writers.
     archive = storage.put_file(archive_key(dataset_id), path)
@@ -98,15 +103,21 @@ def register_dataset(unit: UnitOfWork, dataset_id: str, spec: DatasetSpec, archi
     """A new dataset; a worker fetches its archive, unless it is in storage already, and checks it.
 
     Where another dataset has the same bytes, both share its archive, and its report if it is `ready`.
+
+    Raises:
+        QuotaExceededError: if the project may have no more datasets, or not store so much.
     """
     dataset = Dataset(
         id=dataset_id, name=spec.name, filename=spec.filename, source=spec.source, sha256="", size_bytes=0
     )
-    twin = None
+    twin, new_bytes = None, 1  # of an archive that is still to be fetched
     if archive is not None:
         twin = unit.datasets.find_twin(archive.sha256)
+        # What a twin or an upload has kept counts already.
+        new_bytes = archive.size_bytes if twin is None and spec.source is None else 0
         dataset.sha256, dataset.size_bytes = archive.sha256, archive.size_bytes
         dataset.storage_key = archive.key if twin is None else twin.storage_key
+    admit_dataset(unit, new_bytes)
     unit.datasets.add(dataset)
     if twin is not None and twin.state is DatasetState.READY:
         return unit.datasets.adopt_check(dataset, twin)

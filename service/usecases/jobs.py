@@ -17,6 +17,7 @@ from service.shared.origin import present_origin
 from service.shared.queue import Task
 from service.shared.states import DatasetState, JobState
 from service.usecases.initial_adapters import InitialAdapter, fault, start_from
+from service.usecases.quotas import admit_job, refused
 from service.version import VERSION
 
 if TYPE_CHECKING:
@@ -58,9 +59,11 @@ def create_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, *events: New
 
     Raises:
         ServiceError: as `plan_job`.
+        QuotaExceededError: if its project may have no more.
     """
     datasets = lock_datasets(unit, [spec])
     job = plan_job(unit, settings, spec, datasets)
+    admit_job(unit, job)
     enqueue(unit, {job: events}, datasets)
     return job
 
@@ -74,6 +77,8 @@ def create_jobs(unit: UnitOfWork, settings: Settings, specs: Sequence[JobSpec]) 
             created.append(plan_job(unit, settings, spec, datasets))
         except ServiceError as error:
             created.append(error)
+    over = refused(unit, [job for job in created if isinstance(job, Job)])
+    created = [over.get(job.id, job) if isinstance(job, Job) else job for job in created]
     enqueue(unit, {job: [] for job in created if isinstance(job, Job)}, datasets)
     return created
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.shared.db.repositories.queue import with_newest
 from service.shared.states import JobState
+from service.usecases.quotas import holds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -63,6 +64,7 @@ def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job], known: Out
     known = known or outlook(unit, settings)
     running, sizes, usual_s = known.running, known.sizes, known.usual_s
     ahead = unit.queue.jobs_ahead(queued, running, known.lines)
+    held = holds(unit, queued, running)
     free_at = {
         gpus: _free_at(running, {worker for worker, size in sizes.items() if size >= gpus}, usual_s, unit.clock.now())
         for gpus in {job.gpus for job in queued}
@@ -70,8 +72,8 @@ def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job], known: Out
     return {
         job.id: Place(
             ahead[job.id],
-            _start(ahead[job.id], free_at[job.gpus], usual_s),
-            _reason(job.gpus, max(sizes.values(), default=0)),
+            None if job.id in held else _start(ahead[job.id], free_at[job.gpus], usual_s),
+            held.get(job.id) or _reason(job.gpus, max(sizes.values(), default=0)),
         )
         for job in queued
     }

@@ -13,6 +13,7 @@ from service.shared.origin import present_origin
 from service.shared.states import JobAction
 from service.usecases.actions import check_allowed
 from service.usecases.jobs import enqueue, lock_datasets, usable_datasets
+from service.usecases.quotas import admit_job
 
 if TYPE_CHECKING:
     from service.shared.unit_of_work import UnitOfWork
@@ -45,6 +46,7 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
         NotFoundError: if there is no such job.
         StateConflictError: if it has not failed or been cancelled.
         InvalidRequestError, DatasetInvalidError: if its dataset can no longer be used.
+        QuotaExceededError: if its project may have no more.
     """
     asked = unit.jobs.get(job_id)
     check_allowed(asked, JobAction.RETRY)  # before its datasets are looked at
@@ -67,6 +69,7 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
         where = f"training goes on from checkpoint {checkpoint.id} after step {checkpoint.step}"
         data = {"checkpoint_id": checkpoint.id, "epoch": checkpoint.epoch, "step": checkpoint.step}
     event = NewEvent("message", f"Retry of {ended.id}: {where}", {"retry_of": ended.id, **data})
+    admit_job(unit, job)
     enqueue(unit, {job: [event]}, datasets)
     return job
 

@@ -64,6 +64,7 @@ def create_upload(unit: UnitOfWork, settings: Settings, spec: UploadSpec) -> Upl
     Raises:
         PayloadTooLargeError: if the file is larger than an archive may be.
         InvalidRequestError: if it would have too many parts.
+        QuotaExceededError: if the project may not store so much more.
     """
     if spec.size_bytes > settings.max_upload_bytes:
         raise PayloadTooLargeError(f"The file is larger than {settings.max_upload_bytes} bytes.")
@@ -71,6 +72,7 @@ def create_upload(unit: UnitOfWork, settings: Settings, spec: UploadSpec) -> Upl
     part_bytes = spec.part_bytes or max(PART_BYTES, -(-least // MIB) * MIB)
     if part_bytes < least:
         raise _refusal("/part_bytes", "too_many_parts", f"makes more than {MAX_PARTS:,} parts: use at least {least}")
+    unit.quotas.require_bytes(unit.project, spec.size_bytes)
     upload = Upload(
         id=new_id("upload"),
         filename=spec.filename,

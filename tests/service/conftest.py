@@ -209,7 +209,9 @@ def served(settings: Settings) -> Iterator[Api]:
 
 @pytest.fixture(scope="session")
 def served_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("api"), upload_idle_timeout_s=1)
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("api"), upload_idle_timeout_s=1, webhook_tests_per_minute=10_000
+    )
     upgrade(settings)
     with served(settings) as api:
         yield api

@@ -95,7 +95,7 @@ def test_a_page_of_queued_jobs_takes_as_many_statements_as_one(database: Databas
                 event.remove(database.engine, "before_cursor_execute", remember)
         counts.append(len(statements))
         statements.clear()
-    assert counts[0] <= counts[1] <= 6
+    assert counts[1] <= counts[0] <= 6  # the limits of the project are known for a second
 
 
 def test_the_start_is_estimated_from_workers_progress_and_history(

@@ -19,8 +19,8 @@ from service.shared.queue import Task
 from service.shared.settings import Settings, load
 from service.shared.vault import KEY_FILE, Vault
 from service.shared.webhooks import new_secret
-from tests.service.conftest import Api, add_job, assert_problem
-from tests.service.webhooks import KEY, URL
+from tests.service.conftest import Api, add_job, assert_problem, served
+from tests.service.webhooks import KEY, URL, add_endpoint, deliveries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -343,3 +343,16 @@ def test_a_list_takes_the_index(api: Api) -> None:
         steps = " ".join(str(row) for row in plan)
     assert "USING" in steps
     assert "TEMP B-TREE" not in steps
+
+
+def test_nobody_is_shot_at_with_test_messages(api: Api) -> None:
+    with served(api.settings.model_copy(update={"webhook_tests_per_minute": 2})) as fresh:
+        endpoints = [add_endpoint(fresh.database, fresh.settings)[0] for _ in range(2)]
+        for endpoint_id in endpoints:
+            assert fresh.client.post(f"{ENDPOINTS}/{endpoint_id}/test").status_code == 202
+        refused = fresh.client.post(f"{ENDPOINTS}/{endpoints[0]}/test")
+        assert_problem(refused, 429, "too_many_requests")
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        assert sum(len(deliveries(fresh.database, endpoint_id)) for endpoint_id in endpoints) == 2
+        fresh.clock.advance(int(refused.headers["retry-after"]))
+        assert fresh.client.post(f"{ENDPOINTS}/{endpoints[0]}/test").status_code == 202

@@ -14,6 +14,7 @@ from sam3_lora.coco import isolation
 from service.shared.clock import SystemClock
 from service.shared.dataset_files import preview_key
 from service.shared.db.models import Dataset
+from service.shared.db.repositories.quotas import Limits
 from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.settings import Settings
@@ -122,6 +123,27 @@ def test_an_archive_is_copied_and_its_hash_checked(
     assert failed.error is not None
     assert (failed.error["code"], failed.error["retryable"]) == ("sha256_mismatch", False)
     assert len([key for key in storage.list("datasets") if key.endswith("/archive")]) == 1
+
+
+def test_an_archive_that_exceeds_the_quota_is_not_kept(
+    run: Any, database: Database, storage: Storage, tmp_path: Path, dataset_zip: Path
+) -> None:
+    path = tmp_path / "a.zip"
+    shutil.copy(dataset_zip, path)
+    dataset_id = add_source(database, type="path", path=str(path))
+    with database.write() as unit:
+        unit.quotas.set("default", Limits(max_stored_bytes=path.stat().st_size - 1))
+    run(dataset_roots=(tmp_path,))
+    failed = read(database, dataset_id)
+    assert (failed.state, failed.storage_key) == (DatasetState.FAILED, None)
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["retryable"]) == ("quota_exceeded", False)
+    assert storage.list("datasets") == []
+    with database.write() as unit:
+        unit.quotas.set("default", Limits(max_stored_bytes=path.stat().st_size))
+    fitting = add_source(database, type="path", path=str(path))
+    run(dataset_roots=(tmp_path,))
+    assert read(database, fitting).state is DatasetState.READY
 
 
 @pytest.mark.parametrize(

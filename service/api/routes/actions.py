@@ -24,7 +24,7 @@ ACTED: dict[str, Any] = {"status_code": 202, "responses": problem_responses(404,
 MADE: dict[str, Any] = {
     "status_code": 201,
     "response_model": JobRead,
-    "responses": problem_responses(400, 404, 409, 413, 415, 422, 503),
+    "responses": problem_responses(400, 403, 404, 409, 413, 415, 422, 503),
 }
 
 

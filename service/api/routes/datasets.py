@@ -67,7 +67,7 @@ CREATE_BODY = {
     "",
     status_code=201,
     response_model=DatasetRead,
-    responses=problem_responses(400, 408, 413, 415, 422, 503, 507),
+    responses=problem_responses(400, 403, 408, 413, 415, 422, 503, 507),
     openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_dataset(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:

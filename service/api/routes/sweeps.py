@@ -29,7 +29,7 @@ SweepId = Annotated[
 ]
 
 
-@router.post("", status_code=201, response_model=SweepRead, responses=problem_responses(400, 413, 415, 422, 503))
+@router.post("", status_code=201, response_model=SweepRead, responses=problem_responses(400, 403, 413, 415, 422, 503))
 def create_sweep(
     unit: WriteUnit, found: AppServices, body: SweepCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:

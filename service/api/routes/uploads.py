@@ -64,7 +64,7 @@ DIGEST_HEADERS = [
     "",
     status_code=201,
     response_model=UploadRead | OpenAIUploadRead,
-    responses=problem_responses(400, 413, 415, 422, 503),
+    responses=problem_responses(400, 403, 413, 415, 422, 503),
     openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_upload(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:

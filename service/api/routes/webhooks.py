@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
 from service.api.answers import POLL_AFTER_S, created
 from service.api.bodies import StrictJsonRoute
@@ -104,7 +104,19 @@ def rotate_webhook_secret(
     return with_secret(endpoint, found.vault.open(endpoint.secret))
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/test", status_code=202, responses=problem_responses(404, 409, 422, 503))
+async def limit_tests(found: AppServices) -> None:
+    """Raise TooManyRequestsError if the project has sent too many: nobody's server is to be shot at from here."""
+    limit = found.settings.webhook_tests_per_minute
+    standing = found.rates.hit(f"webhook_tests:{found.database.project or ''}", limit)
+    standing.require(f"A project may send {limit} test messages a minute: wait a little.")
+
+
+@router.post(
+    "/webhook_endpoints/{endpoint_id}/test",
+    status_code=202,
+    dependencies=[Depends(limit_tests)],
+    responses=problem_responses(404, 409, 422, 429, 503),
+)
 def test_webhook_endpoint(response: Response, unit: WriteUnit, endpoint_id: EndpointId) -> WebhookDeliveryRead:
     """Send a message of type `webhook.test` now; read the delivery to see how it went."""
     return _accepted(response, delivery_read(usecase.send_test(unit, endpoint_id)))

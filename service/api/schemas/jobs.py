@@ -9,6 +9,7 @@ from sam3_lora.config import BaseName, JobConfig, Section
 from service.api.schemas.lists import Read
 from service.shared.db.models import Job
 from service.shared.db.models.base import DEFAULT_PROJECT
+from service.shared.db.repositories.usage import days_of
 from service.shared.errors import InvalidRequestError
 from service.shared.settings import MAX_GPUS
 from service.shared.states import LEASED, TERMINAL, JobAction, JobState, allowed_actions
@@ -149,7 +150,8 @@ class QueuePosition(Read):
     estimated_start_at: datetime | None
     """To the minute, from the living workers, what they are doing and how long jobs took; null without such a basis."""
     reason: str | None
-    """Why it will not start as things are: no living worker has its GPUs; null otherwise."""
+    """Why it will not start as things are: no living worker has its GPUs, or the project's quota has no room; null
+    otherwise."""
 
 
 class JobWorker(Read):
@@ -170,7 +172,7 @@ class JobFailure(Read):
 
 class Usage(Read):
     gpu_seconds: float
-    """Seconds of all attempts that have ended, times `resources.gpus`."""
+    """Seconds of all attempts, times `resources.gpus`; of one that goes on, up to its last heartbeat."""
     peak_memory_bytes: int | None
 
 
@@ -323,7 +325,9 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         best=job.best,
         result=job.result,
         error=None if job.error is None else JobFailure(**job.error),
-        usage=Usage(gpu_seconds=job.gpu_seconds, peak_memory_bytes=job.peak_memory_bytes),
+        usage=Usage(
+            gpu_seconds=job.gpu_seconds + (_running_s(job) if held else 0.0), peak_memory_bytes=job.peak_memory_bytes
+        ),
         trainable=job.trainable,
         created_at=job.created_at,
         queued_at=job.queued_at,
@@ -343,6 +347,11 @@ def job_read(job: Job, place: Place | None) -> JobRead:
             dataset=f"/v1/datasets/{job.dataset_id}",
         ),
     )
+
+
+def _running_s(job: Job) -> float:
+    """GPU seconds of the attempt that goes on."""
+    return job.gpus * sum(seconds for _, seconds in days_of(job.attempt_started_at, job.last_heartbeat_at))
 
 
 def _worker(job: Job) -> JobWorker:

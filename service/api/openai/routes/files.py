@@ -70,7 +70,7 @@ CREATE_BODY = {
     "",
     status_code=201,
     response_model=FileRead,
-    responses=problem_responses(400, 408, 413, 415, 422, 503, 507),
+    responses=problem_responses(400, 403, 408, 413, 415, 422, 503, 507),
     openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_file(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:

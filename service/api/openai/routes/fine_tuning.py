@@ -42,7 +42,7 @@ ACTED = problem_responses(404, 409, 422, 503)
 
 
 @router.post(
-    "", status_code=201, response_model=FineTuningJobRead, responses=problem_responses(400, 413, 415, 422, 503)
+    "", status_code=201, response_model=FineTuningJobRead, responses=problem_responses(400, 403, 413, 415, 422, 503)
 )
 async def create_fine_tuning_job(
     found: AppServices, body: FineTuningJobCreate, idempotency_key: IdempotencyKey = None

@@ -11,6 +11,7 @@ from service.shared.db.models.idempotency import IdempotencyKey
 from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogChunk, MetricPoint
 from service.shared.db.models.models import Export, Model, ModelFile
 from service.shared.db.models.predictions import Prediction
+from service.shared.db.models.quotas import AttemptUsage, JobOutcome, ProjectQuota
 from service.shared.db.models.sweeps import Sweep
 from service.shared.db.models.tallies import Tally
 from service.shared.db.models.uploads import Upload, UploadPart
@@ -21,6 +22,7 @@ __all__ = [
     "ApiKey",
     "Artifact",
     "Attempt",
+    "AttemptUsage",
     "Base",
     "Checkpoint",
     "CheckpointFile",
@@ -33,12 +35,14 @@ __all__ = [
     "Job",
     "JobEvent",
     "JobLabel",
+    "JobOutcome",
     "LogChunk",
     "MetricPoint",
     "Model",
     "ModelFile",
     "OfProject",
     "Prediction",
+    "ProjectQuota",
     "Sweep",
     "Tally",
     "Upload",

@@ -90,6 +90,8 @@ class Job(OfProject, Base):
     """Attempts that ended without a result through a lost worker or a transient failure."""
     hb_seq: Mapped[int] = mapped_column(BigInteger, default=0)
     last_heartbeat_at: Mapped[datetime | None]
+    attempt_started_at: Mapped[datetime | None]
+    """When the last claim was made."""
     worker_id: Mapped[str | None] = mapped_column(Name)
     worker_device: Mapped[str | None] = mapped_column(Name)
     next_publish_at: Mapped[datetime | None]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from service.shared.clock import Clock
     from service.shared.db.repositories.jobs import JobRepository
     from service.shared.db.repositories.tallies import TallyRepository
+    from service.shared.db.repositories.usage import UsageRepository
     from service.shared.retry import RetryPolicy
 
 REPORTABLE = frozenset({"phase", "progress", "resolved", "trainable", "peak_memory_bytes"})
@@ -40,13 +41,20 @@ class Lease:
 
 class AttemptRepository:
     def __init__(
-        self, session: Session, clock: Clock, jobs: JobRepository, retry: RetryPolicy, tallies: TallyRepository
+        self,
+        session: Session,
+        clock: Clock,
+        jobs: JobRepository,
+        retry: RetryPolicy,
+        tallies: TallyRepository,
+        usage: UsageRepository,
     ) -> None:
         self._session = session
         self._clock = clock
         self._jobs = jobs
         self._retry = retry
         self._tallies = tallies
+        self._usage = usage
 
     def heartbeat(self, job_id: str, epoch: int) -> JobRequest | None:
         """Renew the lease; what the user has asked of the running job, if anything.
@@ -181,6 +189,7 @@ class AttemptRepository:
             gpu_seconds = job.gpus * max(0.0, (at - started_at).total_seconds())
             self._tallies.count(TallyName.GPU_SECONDS, amount=gpu_seconds)
             values["gpu_seconds"] = Job.gpu_seconds + gpu_seconds
+            self._usage.note_attempt(job, started_at, at)
         epoch, hb_seq = (job.epoch, None) if lease is None else (lease.epoch, lease.hb_seq)
         return self._jobs.move(job.id, to, by, epoch=epoch, hb_seq=hb_seq, reason=reason, changes=values)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.shared.db.repositories.outbox import Outbox
     from service.shared.db.repositories.queue import QueueRepository
     from service.shared.db.repositories.tallies import TallyRepository
+    from service.shared.db.repositories.usage import UsageRepository
 
     Version: TypeAlias = tuple[datetime, datetime | None, int]
 
@@ -50,6 +51,7 @@ class JobRepository:
         queue: QueueRepository,
         outbox: Outbox,
         tallies: TallyRepository,
+        usage: UsageRepository,
     ) -> None:
         self._session = session
         self._clock = clock
@@ -57,6 +59,7 @@ class JobRepository:
         self._queue = queue
         self._outbox = outbox
         self._tallies = tallies
+        self._usage = usage
 
     def add(self, job: Job, *events: NewEvent) -> Job:
         """Insert a new job in its initial state, with an event of that and these."""
@@ -157,6 +160,8 @@ class JobRepository:
             raise self._refusal(job_id, to, epoch)
         self._events.store(job, [_status(to, reason or f"Job {to}", **(data or {}))])
         self._note(job)
+        if to in TERMINAL:
+            self._usage.note_outcomes([job])
         return job
 
     def request(self, job_id: str, what: JobRequest, reason: str) -> Job:
@@ -281,6 +286,8 @@ class JobRepository:
         self._events.store_all({job: [_status(to, reason)] for job in moved})
         for job in moved:
             self._note(job)
+        if to in TERMINAL:
+            self._usage.note_outcomes(moved)
         return [job.id for job in moved]
 
     def _note(self, job: Job) -> None:
@@ -334,6 +341,7 @@ class JobRepository:
             "worker_id": worker_id,
             "worker_device": device,
             "last_heartbeat_at": now,
+            "attempt_started_at": now,
             "started_at": func.coalesce(Job.started_at, now),
             "phase": "starting",
             "request": case((Job.request == JobRequest.STOP, Job.request)),

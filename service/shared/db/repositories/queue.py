@@ -1,7 +1,8 @@
 """The queue of jobs: who is next, how many are ahead, and how fast it moves. Fair among projects.
 
 Among the due jobs of the highest priority, the project with the fewest running jobs comes first, then the oldest job.
-A worker claims in this order what it has the GPUs for.
+A worker claims in this order what it has the GPUs for. A project whose quota has no room for its next job waits with
+all that come behind it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+    from service.shared.db.repositories.quotas import QuotaRepository
 
     Lines: TypeAlias = dict[tuple[int, str], "Line"]  # who waits, by priority and project
 
@@ -37,7 +39,7 @@ RECENT = 20
 # All of it is about the whole queue, whoever asks.
 EVERYBODY = {ALL_PROJECTS: True}
 RUNNING = (
-    select(Job.project, Job.worker_id, Job.started_at, Job.progress)
+    select(Job.project, Job.worker_id, Job.started_at, Job.progress, Job.gpus)
     .where(Job.state.in_(LEASED))
     .execution_options(**EVERYBODY)
 )
@@ -72,6 +74,7 @@ class RunningJob:
     worker_id: str | None
     started_at: datetime | None
     progress: dict[str, Any] | None
+    gpus: int
 
 
 @dataclass
@@ -131,27 +134,35 @@ class QueueMemory:
 
 
 class QueueRepository:
-    def __init__(self, session: Session, clock: Clock, memory: QueueMemory) -> None:
+    def __init__(self, session: Session, clock: Clock, memory: QueueMemory, quotas: QuotaRepository) -> None:
         self._session = session
         self._clock = clock
         self._memory = memory
+        self._quotas = quotas
 
     def lock_next(self, gpus: int) -> str | None:
         """Id of the job to claim with so many GPUs, locked for this transaction; None if nothing is due for them or
         others hold all of it.
         """
         due = and_(QUEUED, Job.gpus <= gpus, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
+        held: set[str] = set()
         for priority in self._priorities(due):
-            for project in self._projects(due, priority):
+            projects = [project for project in self._projects(due, priority) if project not in held]
+            for project, limits in self._quotas.of(projects).items():
+                # What could never start must not keep the others of its project waiting.
+                possible = due if limits.max_running_gpus is None else and_(due, Job.gpus <= limits.max_running_gpus)
+                room = self._quotas.lock_room(project)
                 oldest = (
-                    select(Job.id)
-                    .where(due, Job.priority == priority, Job.project == project)
+                    select(Job.id, Job.gpus)
+                    .where(possible, Job.priority == priority, Job.project == project)
                     .order_by(Job.created_at, Job.id)
                     .limit(1)
                     .with_for_update(skip_locked=True)
                 )
-                if (job_id := self._session.scalar(oldest)) is not None:
-                    return job_id
+                for job_id, needed in self._session.execute(oldest):
+                    if room is None or needed <= room:
+                        return job_id
+                    held.add(project)
         return None
 
     def jobs_ahead(
