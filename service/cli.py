@@ -15,7 +15,9 @@ import uvicorn
 from service import reconciler as reconciler_process
 from service.embedded import serve
 from service.main import create_app
-from service.server import Server
+from service.operate.doctor import doctor
+from service.server import Server, listening
+from service.shared import checks
 from service.shared import log as logs
 from service.shared.clock import SystemClock
 from service.shared.db import migrate as migrations
@@ -40,7 +42,7 @@ def migrate() -> None:
 @app.command()
 def api() -> None:
     """Serve the HTTP API."""
-    settings = _settings()
+    settings = _settings(checks.data_dir, checks.database, listening)
     logs.configure(settings.log_level)
     delete_leftovers(settings.staging_dir, datetime.now(UTC) - timedelta(seconds=settings.staging_retention_s))
     application = create_app(settings)
@@ -70,6 +72,7 @@ def reconciler() -> None:
 
 
 app.command("serve")(serve)
+app.command("doctor")(doctor)
 
 keys = typer.Typer(no_args_is_help=True, help="API keys, straight in the database: how the first one is made.")
 app.add_typer(keys, name="keys")
@@ -125,9 +128,12 @@ def _unit() -> Iterator[UnitOfWork]:
             raise typer.Exit(1) from None
 
 
-def _settings() -> Settings:
+def _settings(*needed: checks.Check) -> Settings:
+    """The settings, and that these checks let the process start."""
     try:
-        return load()
+        settings = load()
+        checks.require(settings, *needed)
+        return settings
     except SettingsError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None

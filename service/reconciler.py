@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.shared import checks, pulse
 from service.shared import log as logs
-from service.shared import pulse
 from service.shared.clock import Clock, SystemClock
 from service.shared.dataset_files import folder_of
 from service.shared.db.repositories.attempts import Lease
@@ -254,6 +254,7 @@ def main() -> None:
     """Run until SIGTERM or SIGINT."""
     try:
         settings = load()
+        checks.require(settings, checks.database)
     except SettingsError as error:
         sys.stderr.write(f"{error.message}\n")
         raise SystemExit(2) from None

@@ -3,13 +3,13 @@
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.deps import AppServices, ReadUnit, Services
 from service.api.errors import problem_responses
 from service.api.schemas.lists import Read
 from service.api.schemas.operations import QueueRead, WorkerList, queue_read, worker_read
+from service.shared.db.migrate import Schema, schema_of
 from service.shared.errors import StorageError
 from service.shared.queue import Task
 from service.usecases.queue import overview
@@ -82,7 +82,8 @@ def get_queue(unit: ReadUnit, found: AppServices) -> QueueRead:
 def _database_checks(found: Services) -> dict[str, Health]:
     try:
         with found.database.read() as unit:
-            unit.session.execute(text("SELECT 1 FROM jobs LIMIT 1"))
+            if schema_of(unit.session.connection()) in (Schema.ABSENT, Schema.OLDER):
+                return {"database": "failed"}
             alive = {
                 f"{kind}_workers": unit.workers.count_alive(kind, within_s=found.settings.lease_timeout_s)
                 for kind in ("gpu", "cpu", "predict")

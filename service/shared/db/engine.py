@@ -14,6 +14,8 @@ from service.shared.errors import SettingsError
 
 BUSY_TIMEOUT_S = 10
 WAL_RETRY_S = 0.02
+POOL_SIZE = MAX_OVERFLOW = 10
+MAX_CONNECTIONS = POOL_SIZE + MAX_OVERFLOW  # of one process
 
 
 def create_engine(url: str) -> Engine:
@@ -29,12 +31,21 @@ def create_engine(url: str) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         json_serializer=to_json,
         pool_pre_ping=True,
-        pool_size=10,
-        max_overflow=10,
+        pool_size=POOL_SIZE,
+        max_overflow=MAX_OVERFLOW,
         pool_timeout=10,
         hide_parameters=True,
         connect_args={"connect_timeout": 5, "options": "-c lock_timeout=10s -c timezone=UTC"},
     )
+
+
+def check_sqlite() -> None:
+    """Whether there is an SQLite that keeps its files whole.
+
+    Raises:
+        SettingsError: if not.
+    """
+    _sqlite_driver()
 
 
 def _sqlite(url: str) -> Engine:
@@ -42,8 +53,8 @@ def _sqlite(url: str) -> Engine:
         url,
         module=_sqlite_driver(),
         json_serializer=to_json,
-        pool_size=10,
-        max_overflow=10,
+        pool_size=POOL_SIZE,
+        max_overflow=MAX_OVERFLOW,
         pool_timeout=BUSY_TIMEOUT_S,
         hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT_S},

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import make_url
 
 from service.shared.db.engine import create_engine
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from service.shared.settings import Settings
+
+
+class Schema(Enum):
+    """A database's schema, seen from this version."""
+
+    ABSENT = "absent"
+    OLDER = "older"
+    PRESENT = "present"
+    NEWER = "newer"
 
 
 def upgrade(settings: Settings) -> None:
@@ -42,6 +55,24 @@ def upgrade_engine(engine: Engine) -> None:
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def schema_of(connection: Connection) -> Schema:
+    """How the schema of a database stands to this version."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None:
+        return Schema.ABSENT
+    head, known = _revisions()
+    if current == head:
+        return Schema.PRESENT
+    return Schema.OLDER if current in known else Schema.NEWER
+
+
+@lru_cache(1)
+def _revisions() -> tuple[str | None, frozenset[str]]:
+    """The last revision of this version, and all of them."""
+    scripts = ScriptDirectory.from_config(alembic_config())
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def alembic_config() -> Config:
