@@ -30,6 +30,7 @@ from service.shared.states import DatasetState
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from service.usecases.datasets import delete_dataset
+from service.usecases.stored_files import FOLDERS, delete_orphans, recognises
 from service.usecases.uploads import discard_upload
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ log = structlog.get_logger(__name__)
 # A claim takes the best job whatever the message says, so a few unfetched messages wake as well as thousands.
 MAX_UNFETCHED = 16
 SWEEP_INTERVAL_S = 3600.0
-BATCH = 500
 # Whoever waits for an estimate rings for it again by asking again.
 ANNOUNCED = tuple(task for task in Task if task is not Task.ESTIMATE)
 
@@ -175,7 +175,8 @@ class Reconciler:
         with self._database.read() as unit:
             deleted = unit.jobs.deleted(limit=20)
         for job_id in deleted:
-            self._delete_orphans(self._storage.list(f"jobs/{job_id}/"))  # its model may live on, with its files
+            # Its model may live on, with its files.
+            delete_orphans(self._database, self._storage, self._storage.list(f"jobs/{job_id}/"))
             with self._database.write() as unit:
                 unit.jobs.purge(job_id)
 
@@ -208,19 +209,12 @@ class Reconciler:
         before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
         delete_leftovers(self._settings.staging_dir, before)
         self._storage.delete_unfinished(before)
-        for prefix in ("datasets", "uploads", "jobs", "exports", "predictions", "comparisons"):
-            self._delete_orphans(self._storage.list(prefix, unchanged_since=before))
-
-    def _delete_orphans(self, keys: list[str]) -> None:
-        """Delete those of the files that no row names."""
-        for start in range(0, len(keys), BATCH):
-            batch = keys[start : start + BATCH]
-            with self._database.read() as unit:
-                known = _owned(unit, batch)
-            orphans = [key for key in batch if key not in known]
-            if orphans:
-                self._storage.delete_all(orphans)
-                log.info("orphans_deleted", keys=orphans)
+        if not recognises(self._database, self._storage):
+            log.error("storage_not_recognised", hint="database or storage is another's; else: sam3-service gc --force")
+            return
+        for folder in FOLDERS:
+            for page in self._storage.pages(folder, unchanged_since=before):
+                delete_orphans(self._database, self._storage, [file.key for file in page])
 
 
 def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository | WorkRepository[Any]]:
@@ -233,21 +227,6 @@ def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository |
         Task.COMPARE: unit.comparisons,
         Task.DELIVER: unit.deliveries,
     }
-
-
-def _owned(unit: UnitOfWork, keys: list[str]) -> set[str | None]:
-    """Those of the storage keys that any row names."""
-    owners = (
-        unit.datasets,
-        unit.uploads,
-        unit.checkpoints,
-        unit.artifacts,
-        unit.models,
-        unit.exports,
-        unit.predictions,
-        unit.comparisons,
-    )
-    return {key for owner in owners for key in owner.known_keys(keys)}
 
 
 def main() -> None:
