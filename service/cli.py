@@ -15,6 +15,7 @@ import uvicorn
 from service import reconciler as reconciler_process
 from service.embedded import serve
 from service.main import create_app
+from service.operate.backup import backup
 from service.operate.doctor import doctor
 from service.operate.gc import gc
 from service.server import Server, listening
@@ -75,6 +76,7 @@ def reconciler() -> None:
 app.command("serve")(serve)
 app.command("doctor")(doctor)
 app.command("gc")(gc)
+app.command("backup")(backup)
 
 keys = typer.Typer(no_args_is_help=True, help="API keys, straight in the database: how the first one is made.")
 app.add_typer(keys, name="keys")
