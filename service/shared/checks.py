@@ -214,8 +214,10 @@ def _schema(connection: Connection, settings: Settings) -> Finding:
     if schema is Schema.PRESENT:
         return ok("schema", "the schema is that of this version")
     if schema is Schema.NEWER:
-        advice = "update this process soon; versions one apart work side by side"
+        advice = "this version still works with it: update this process soon"
         return warning("schema", "the schema is newer than this version", advice)
+    if schema is Schema.TOO_NEW:
+        return fault("schema", "this version is too old for the schema", "update this process")
     if schema is Schema.ABSENT:
         return _absent(settings)
     return fault("schema", "the schema is older than this version", _migrate(settings))

@@ -48,13 +48,18 @@ def test_an_older_schema_is_refused_and_a_newer_one_is_not(fresh: Settings) -> N
         config = alembic_config()
         config.attributes["connection"] = connection
         command.downgrade(config, "-1")
+    engine.dispose()
     assert refusal(fresh).startswith("the schema is older than this version: run `sam3-service migrate`")
+    upgrade(fresh)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    engine.dispose()
     checks.require(fresh, checks.database)
     (found,) = [each for each in checks.database(fresh) if each.level is Level.WARNING]
     assert found.message == "the schema is newer than this version"
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE schema_floor SET revision = '9998'"))
+    engine.dispose()
+    assert refusal(fresh) == "this version is too old for the schema: update this process"
 
 
 def test_every_fault_is_a_line_and_the_status_is_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

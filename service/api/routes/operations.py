@@ -82,7 +82,7 @@ def get_queue(unit: ReadUnit, found: AppServices) -> QueueRead:
 def _database_checks(found: Services) -> dict[str, Health]:
     try:
         with found.database.read() as unit:
-            if schema_of(unit.session.connection()) in (Schema.ABSENT, Schema.OLDER):
+            if schema_of(unit.session.connection()) not in (Schema.PRESENT, Schema.NEWER):
                 return {"database": "failed"}
             alive = {
                 f"{kind}_workers": unit.workers.count_alive(kind, within_s=found.settings.lease_timeout_s)

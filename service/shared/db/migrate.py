@@ -11,9 +11,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import make_url
+from sqlalchemy import make_url, select
 
 from service.shared.db.engine import create_engine
+from service.shared.db.models import SchemaFloor
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -28,6 +29,9 @@ class Schema(Enum):
     OLDER = "older"
     PRESENT = "present"
     NEWER = "newer"
+    """This version works with it."""
+    TOO_NEW = "too new"
+    """It has left this version behind."""
 
 
 def upgrade(settings: Settings) -> None:
@@ -65,14 +69,17 @@ def schema_of(connection: Connection) -> Schema:
     head, known = _revisions()
     if current == head:
         return Schema.PRESENT
-    return Schema.OLDER if current in known else Schema.NEWER
+    if current in known:
+        return Schema.OLDER
+    floor = connection.execute(select(SchemaFloor.revision)).scalar()
+    return Schema.TOO_NEW if floor is not None and floor > head else Schema.NEWER
 
 
 @lru_cache(1)
-def _revisions() -> tuple[str | None, frozenset[str]]:
+def _revisions() -> tuple[str, frozenset[str]]:
     """The last revision of this version, and all of them."""
     scripts = ScriptDirectory.from_config(alembic_config())
-    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+    return str(scripts.get_current_head()), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def alembic_config() -> Config:

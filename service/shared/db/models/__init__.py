@@ -11,6 +11,7 @@ from service.shared.db.models.idempotency import IdempotencyKey
 from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogChunk, MetricPoint
 from service.shared.db.models.models import Export, Model, ModelFile
 from service.shared.db.models.predictions import Prediction
+from service.shared.db.models.schema_floor import SchemaFloor
 from service.shared.db.models.sweeps import Sweep
 from service.shared.db.models.uploads import Upload, UploadPart
 from service.shared.db.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -38,6 +39,7 @@ __all__ = [
     "ModelFile",
     "OfProject",
     "Prediction",
+    "SchemaFloor",
     "Sweep",
     "Upload",
     "UploadPart",
