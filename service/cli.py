@@ -13,7 +13,7 @@ import typer
 import uvicorn
 
 from service import reconciler as reconciler_process
-from service.embedded import serve
+from service.embedded import database_to_migrate, serve
 from service.main import create_app
 from service.operate.backup import backup
 from service.operate.doctor import doctor
@@ -38,7 +38,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoR
 @app.command()
 def migrate() -> None:
     """Create the database schema, or bring it up to date."""
-    migrations.upgrade(_settings())
+    migrations.upgrade(_settings(database_to_migrate))
 
 
 @app.command()

@@ -217,7 +217,7 @@ def _schema(connection: Connection, settings: Settings) -> Finding:
         advice = "this version still works with it: update this process soon"
         return warning("schema", "the schema is newer than this version", advice)
     if schema is Schema.TOO_NEW:
-        return fault("schema", "this version is too old for the schema", "update this process")
+        return fault("schema_floor", "this version is too old for the schema", "update this process")
     if schema is Schema.ABSENT:
         return _absent(settings)
     return fault("schema", "the schema is older than this version", _migrate(settings))

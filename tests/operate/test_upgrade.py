@@ -17,7 +17,9 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, func, inspect, select, text
+from typer.testing import CliRunner, Result
 
+from service.cli import app
 from service.shared import checks
 from service.shared.clock import SystemClock
 from service.shared.db.migrate import alembic_config, open_engine, upgrade
@@ -25,6 +27,7 @@ from service.shared.db.models import IdempotencyKey, Job
 from service.shared.settings import Settings
 from service.shared.unit_of_work import Database
 from tests.everything import fill
+from tests.operate.conftest import set_environment
 from tests.servers import free_port, fresh_database
 from tests.service.conftest import FakeQueue, add_dataset, body, served
 from tests.service.webhooks import KEY
@@ -66,6 +69,26 @@ def test_this_version_works_with_the_schema_of_the_next(fresh: Settings, tmp_pat
         for path in (f"jobs/{job}/events", "jobs", "models", "datasets", "comparisons"):
             assert api.client.get(f"/v1/{path}").raise_for_status().json()["data"]
         assert api.client.post(f"/v1/jobs/{made['id']}/cancel").status_code == 202
+
+
+def test_migrate_leaves_a_newer_schema_as_it_is_and_refuses_one_that_left_it_behind(
+    fresh: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def migrate() -> Result:
+        return CliRunner().invoke(app, ["migrate"])
+
+    set_environment(monkeypatch, data_dir=fresh.data_dir, database_url=fresh.database_url)
+    assert migrate().exit_code == 0
+    engine = open_engine(fresh)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    assert migrate().exit_code == 0
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+        connection.execute(text("UPDATE schema_floor SET revision = '9998'"))
+    engine.dispose()
+    result = migrate()
+    assert (result.exit_code, "too old for the schema" in result.stderr) == (2, True)
 
 
 def test_migrations_that_take_something_away_raise_the_floor(tmp_path: Path) -> None:
@@ -196,7 +219,7 @@ def test_restarts_one_by_one_under_load_lose_and_double_nothing(processes: tuple
     threads = [threading.Thread(target=create, args=(worker,)) for worker in range(3)]
     for thread in threads:
         thread.start()
-    for name in ("api-0", "api-1", "reconciler", "api-0", "api-1"):
+    for name in ("api-0", "reconciler", "api-1"):
         running.restart(name)
     stop.set()
     for thread in threads:
