@@ -15,11 +15,14 @@ import typer
 import uvicorn
 
 from service import reconciler as reconciler_process
-from service.embedded import serve
+from service.embedded import database_to_migrate, serve
 from service.main import create_app
-from service.server import Server
+from service.operate.backup import backup
+from service.operate.doctor import doctor
+from service.operate.gc import gc
+from service.server import Server, listening
+from service.shared import checks, tracing
 from service.shared import log as logs
-from service.shared import tracing
 from service.shared.clock import SystemClock
 from service.shared.db import migrate as migrations
 from service.shared.db.repositories.quotas import Limits, limits_of
@@ -39,7 +42,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoR
 @app.command()
 def migrate() -> None:
     """Create the database schema, or bring it up to date."""
-    migrations.upgrade(_settings())
+    migrations.upgrade(_settings(database_to_migrate))
 
 
 @app.command()
@@ -48,11 +51,9 @@ def api() -> None:
     settings = _settings()
     logs.configure(settings.log_level, "api", secrets_of(settings, os.environ))
     logs.catch_rest()
-    try:
+    with _refusals():
         tracing.start("sam3-api")
-    except SettingsError as error:
-        typer.echo(error.message, err=True)
-        raise typer.Exit(2) from None
+        checks.require(settings, checks.data_dir, checks.database, listening)
     delete_leftovers(settings.staging_dir, datetime.now(UTC) - timedelta(seconds=settings.staging_retention_s))
     application = create_app(settings)
     try:
@@ -82,6 +83,9 @@ def reconciler() -> None:
 
 
 app.command("serve")(serve)
+app.command("doctor")(doctor)
+app.command("gc")(gc)
+app.command("backup")(backup)
 
 keys = typer.Typer(no_args_is_help=True, help="API keys, straight in the database: how the first one is made.")
 app.add_typer(keys, name="keys")
@@ -177,9 +181,18 @@ def _unit() -> Iterator[UnitOfWork]:
             raise typer.Exit(1) from None
 
 
-def _settings() -> Settings:
+def _settings(*needed: checks.Check) -> Settings:
+    """The settings, and that these checks let the process start."""
+    with _refusals():
+        settings = load()
+        checks.require(settings, *needed)
+        return settings
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        return load()
+        yield
     except SettingsError as error:
         typer.echo(error.message, err=True)
         raise typer.Exit(2) from None

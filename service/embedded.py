@@ -12,25 +12,28 @@ import http.client
 import itertools
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from service import broker
 from service.child import Child, say
-from service.shared import gpus, tracing
+from service.server import free_port, listening
+from service.shared import checks, gpus, tracing
+from service.shared.checks import Level
 from service.shared.db.migrate import upgrade
-from service.shared.errors import ServiceError
+from service.shared.errors import ServiceError, SettingsError
 from service.shared.settings import PREFIX, Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from service.shared.checks import Finding
 
 TICK_S = 0.1
 START_TIMEOUT_S = 60.0
@@ -38,6 +41,7 @@ STOP_MARGIN_S = 3.0  # for what a worker does after its trainer's time to save
 BROKER_STOP_S = 2.0
 LOG_LINES_SHOWN = 20
 
+LOCK = "serve.lock"
 GPU_WORKER = "gpu-worker"
 PROGRAMS = {
     "api": ["service.cli", "api"],
@@ -66,14 +70,61 @@ def serve(
         if sys.platform != "linux":
             raise StartError("the embedded service needs Linux, whose kernel ends the processes of a parent that dies")
         settings = load(**{name: value for name, value in given.items() if value is not None})
-        if settings.pulse_file is not None:
-            raise StartError(f"{PREFIX}PULSE_FILE is for one process: the embedded service watches its own")
+        checks.require(settings, *CHECKS)
         tracing.is_asked_for(os.environ)  # what its processes would refuse to start for, each again and again
         with exclusive(settings.data_dir):
             run(settings, stop, ready_file)
     except ServiceError as error:
-        typer.echo(f"cannot start: {error.message}", err=True)
-        raise SystemExit(1) from None
+        typer.echo("\n".join(f"cannot start: {line}" for line in error.message.splitlines()), err=True)
+        raise SystemExit(2 if isinstance(error, SettingsError) else 1) from None
+
+
+def database_to_migrate(settings: Settings) -> Iterator[Finding]:
+    """As `checks.database`, for a process that makes the schema itself."""
+    return (each for each in checks.database(settings) if each.check != "schema" or each.level is not Level.FAULT)
+
+
+def alone(settings: Settings) -> Iterator[Finding]:
+    """Whether no setting is for one process only, and a broker is at hand."""
+    if settings.pulse_file is not None:
+        advice = "the embedded service watches its own"
+        yield checks.fault("pulse_file", f"{PREFIX}PULSE_FILE is for one process", advice)
+    if settings.broker_url == own_broker_url(settings):
+        try:
+            broker.binary()
+        except broker.NoBrokerError as error:
+            message, _, advice = error.message.partition(": ")
+            yield checks.fault("broker", message, advice)
+
+
+def gpus_shared(settings: Settings) -> Iterator[Finding]:
+    """Whether there are the GPUs that workers are to have."""
+    try:
+        divide([gpu.name for gpu in gpus.visible()], settings.worker_gpus)
+    except StartError as error:
+        message, _, advice = error.message.partition(": ")
+        yield checks.fault("worker_gpus", message, advice)
+
+
+def unused(settings: Settings) -> Iterator[Finding]:
+    """Whether no other service has the folder."""
+    path = settings.data_dir / LOCK
+    if not path.exists():
+        return
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message, _, advice = _in_use(settings.data_dir, lock).partition(": ")
+            yield checks.fault("data_dir", message, advice)
+
+
+CHECKS = (checks.data_dir, unused, database_to_migrate, listening, alone, gpus_shared)
+
+
+def own_broker_url(settings: Settings) -> str:
+    """The broker's URL where the embedded service runs one itself."""
+    return f"redis+socket://{settings.data_dir / 'broker.sock'}"
 
 
 def run(settings: Settings, stop: threading.Event, ready_file: Path | None = None) -> None:
@@ -93,7 +144,7 @@ def run(settings: Settings, stop: threading.Event, ready_file: Path | None = Non
         children: list[Child] = []
         stack.callback(_stop, children, settings.terminate_grace_s + STOP_MARGIN_S)
         broker_url = settings.broker_url
-        if broker_url == f"redis+socket://{settings.data_dir / 'broker.sock'}":
+        if broker_url == own_broker_url(settings):
             path = stack.enter_context(broker.short_enough(settings.data_dir / "broker.sock"))
             broker_url = f"redis+socket://{path}"
             children.append(Child("broker", broker.command(settings.data_dir, path), os.environ, logs))
@@ -127,22 +178,24 @@ def exclusive(data_dir: Path) -> Iterator[None]:
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (data_dir / "serve.lock").open("a+")
+        lock = (data_dir / LOCK).open("a+")
     except OSError as error:
         raise StartError(f"cannot keep data in {data_dir}: {error.strerror}. Choose another --data-dir.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            raise StartError(
-                f"{data_dir} is in use by another service (process {lock.read().strip() or 'unknown'}). "
-                "Stop that one, or choose another --data-dir."
-            ) from None
+            raise StartError(_in_use(data_dir, lock)) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+def _in_use(data_dir: Path, lock: IO[str]) -> str:
+    lock.seek(0)
+    holder = lock.read().strip() or "unknown"
+    return f"{data_dir} is in use by another service (process {holder}): stop that one, or choose another --data-dir"
 
 
 @dataclass(frozen=True)
@@ -169,22 +222,6 @@ def divide(visible: Sequence[str], counts: Sequence[int]) -> list[Share]:
         )
     ends = list(itertools.accumulate(counts))
     return [Share(count, ",".join(visible[end - count : end])) for count, end in zip(counts, ends, strict=True)]
-
-
-def free_port(host: str, port: int) -> int:
-    """The port, if it can be listened on; any free one for 0.
-
-    Raises:
-        StartError: if it cannot.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise StartError(f"cannot listen on {host} port {port}: {reason}. Choose another --port.") from error
-        return int(listener.getsockname()[1])
 
 
 def _await(is_up: Callable[[], bool], child: Child, stop: threading.Event) -> None:

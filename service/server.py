@@ -1,13 +1,43 @@
-"""The HTTP server of an API process."""
+"""The HTTP server of an API process, and whether there is a place for it."""
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
+from service.shared import checks
+
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Iterator
+
+    from service.shared.checks import Finding
+    from service.shared.settings import Settings
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, if it can be listened on; any free one for 0.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        return int(listener.getsockname()[1])
+
+
+def listening(settings: Settings) -> Iterator[Finding]:
+    """Whether the API can listen where it is to."""
+    try:
+        free_port(settings.host, settings.port)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        message = f"cannot listen on {settings.host} port {settings.port}: {reason}"
+        yield checks.fault("port", message, "choose another SAM3_PORT (--port), or stop what listens there")
+    else:
+        yield checks.ok("port", f"{settings.host} port {settings.port} is free")
 
 
 class Server(uvicorn.Server):

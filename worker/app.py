@@ -23,8 +23,8 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.shared import checks, pulse, tracing
 from service.shared import log as logs
-from service.shared import pulse, tracing
 from service.shared.clock import SystemClock
 from service.shared.errors import SettingsError
 from service.shared.ids import new_id
@@ -66,16 +66,25 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.gpus is not None and (options.queue != GPU or options.gpus < 1):
         parser.error("--gpus is a number from 1 on, and belongs to --queue gpu")
+    found = None
+    faults = []
     if importlib.util.find_spec("torch") is None:  # every queue has work that needs a model, in a child process
-        sys.exit("cannot start: a worker needs PyTorch: pip install 'sam3-lora-service[train]'")
+        faults.append("a worker needs PyTorch: pip install 'sam3-lora-service[train]'")
     try:
-        settings = load()
         found = device.find(options.gpus) if options.queue == GPU else None
         tracing.start(f"sam3-{options.queue}-worker")
     except SettingsError as error:
-        sys.exit(f"cannot start: {error.message}")
-    logs.configure(settings.log_level, f"{options.queue}-worker", secrets_of(settings, os.environ))
-    logs.catch_rest()
+        faults.append(error.message)
+    try:
+        settings = load()
+        logs.configure(settings.log_level, f"{options.queue}-worker", secrets_of(settings, os.environ))
+        logs.catch_rest()
+        checks.require(settings, checks.data_dir, checks.database)
+    except SettingsError as error:
+        faults.append(error.message)
+    if faults:
+        sys.stderr.write("".join(f"cannot start: {line}\n" for fault in faults for line in fault.splitlines()))
+        sys.exit(2)
     with Path(os.devnull).open(
         "wb"
     ) as nowhere:  # Celery speaks there, in words of its own, of what the log has as well

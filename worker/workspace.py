@@ -12,16 +12,16 @@ import os
 import random
 import re
 import secrets
-import shutil
 import time
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from service.shared.scratch import datasets_folder, locked, remove, remove_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 KEPT_DATASETS = 4
-UNBORN_S = 60
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -31,23 +31,18 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         """Claim a folder of our own and remove what dead workers left."""
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Extracted files are never synced: after a power cut a complete-looking dataset may hold empty files.
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._datasets = root / f"datasets-{boot}"
-        for stale in root.glob("datasets-*"):
-            if stale != self._datasets:
-                _remove(stale)
+        self._datasets = datasets_folder(root)
         self._datasets.mkdir(exist_ok=True)
-        _remove_abandoned(root)
+        remove_abandoned(root)
         name = f"{os.getpid()}-{secrets.token_hex(4)}"
         unborn, self._own = root / f"unborn-{name}", root / f"worker-{name}"
         unborn.mkdir()
-        self._lock = _locked(unborn / "lock", fcntl.LOCK_EX)
+        self._lock = locked(unborn / "lock", fcntl.LOCK_EX)
         unborn.rename(self._own)  # from here on it is always locked
 
     def close(self) -> None:
         """Remove this worker's folder."""
-        _remove(self._own)
+        remove(self._own)
         self._lock.close()
 
     @contextlib.contextmanager
@@ -58,7 +53,7 @@ class Workspace:
         try:
             yield folder
         finally:
-            _remove(folder)
+            remove(folder)
 
     @contextlib.contextmanager
     def dataset(self, sha256: str, extract: Callable[[Path], object]) -> Iterator[Path]:
@@ -72,7 +67,7 @@ class Workspace:
         folder = self._datasets / sha256
         lock = self._datasets / f"{sha256}.lock"
         while True:
-            with _locked(lock, fcntl.LOCK_SH):
+            with locked(lock, fcntl.LOCK_SH):
                 if folder.is_dir():
                     os.utime(folder)
                     yield folder
@@ -81,7 +76,7 @@ class Workspace:
 
     def _extract_once(self, lock: Path, folder: Path, extract: Callable[[Path], object]) -> None:
         try:
-            held = _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(random.uniform(0.05, 0.2))  # another worker extracts it: look again
             return
@@ -101,38 +96,9 @@ class Workspace:
 
     def _evict_unused(self, folder: Path) -> bool:
         try:
-            lock = _locked(folder.with_name(f"{folder.name}.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = locked(folder.with_name(f"{folder.name}.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         with lock, self.attempt("evicted") as scratch:
             folder.rename(scratch / "dataset")  # gone at once for others, then deleted
         return True
-
-
-def _remove_abandoned(root: Path) -> None:
-    for folder in root.glob("worker-*"):
-        with contextlib.suppress(BlockingIOError), _locked(folder / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            _remove(folder)
-    for folder in root.glob("unborn-*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - folder.stat().st_mtime > UNBORN_S:
-                _remove(folder)
-
-
-def _locked(path: Path, mode: int) -> IO[bytes]:
-    """The open file, locked until it is closed or its process ends.
-
-    Raises:
-        BlockingIOError: with LOCK_NB, if another holds it.
-    """
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, mode)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.shared import pulse
 from service.shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PREFIX = "SAM3_"
 GIB = 2**30
@@ -143,6 +146,9 @@ class Settings(BaseSettings):
     """Seconds that fetching a dataset from its URI may take."""
     dataset_retention_s: float | None = Field(None, gt=0)
     """Seconds after its check, and after the end of the last job on it, that a dataset is deleted; unset: never."""
+    job_retention_s: float | None = Field(None, gt=0)
+    """Seconds after its end that a job is deleted as `DELETE /jobs/{id}` does: with everything but its model. It no
+    longer counts for `dataset_retention_s` then. Unset: never."""
     idempotency_retention_s: float = Field(86400, gt=0)
     """Seconds an Idempotency-Key is remembered."""
     upload_retention_s: float = Field(2 * 86400, gt=0)
@@ -290,31 +296,33 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        if faults := list(self._unsafe()):
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _unsafe(self) -> Iterator[str]:
         if self.self_fence_s + self.kill_grace_s >= self.lease_timeout_s:
-            raise ValueError(
+            yield (
                 f"self_fence_s + kill_grace_s ({self.self_fence_s:g} + {self.kill_grace_s:g}) must be below "
                 f"lease_timeout_s ({self.lease_timeout_s:g}): else two trainers of one job could overlap"
             )
         if self.heartbeat_interval_s * 2 > self.self_fence_s:
-            raise ValueError(
-                "heartbeat_interval_s must be at most half of self_fence_s: one late beat is not a failure"
-            )
+            yield "heartbeat_interval_s must be at most half of self_fence_s: one late beat is not a failure"
         if self.pulse_file is not None and self.heartbeat_interval_s * 2 > pulse.MAX_AGE_S:
-            raise ValueError(
+            yield (
                 f"heartbeat_interval_s must be at most {pulse.MAX_AGE_S / 2:g} with a pulse_file: a probe takes "
                 f"{pulse.MAX_AGE_S:g} s without a beat for a hang"
             )
         if not (is_loopback(self.host) or self.require_keys or self.allow_unauthenticated_network):
-            raise ValueError(
+            yield (
                 f"host {self.host} is reachable from other machines and this API asks for no key: set "
                 f"{PREFIX}REQUIRE_KEYS=true, bind 127.0.0.1 behind an authenticating proxy, or set "
                 f"{PREFIX}ALLOW_UNAUTHENTICATED_NETWORK=true"
             )
         if self.storage_dir is not None and (self.storage_endpoint or self.storage_region):
-            raise ValueError("storage_endpoint and storage_region belong to a storage_url that begins with s3://")
+            yield "storage_endpoint and storage_region belong to a storage_url that begins with s3://"
         if self.checkpoint is not None and not self.checkpoint.is_file():
-            raise ValueError(f"checkpoint {self.checkpoint} is not a file")
-        return self
+            yield f"checkpoint {self.checkpoint} is not a file"
 
     @property
     def storage_dir(self) -> Path | None:
@@ -346,7 +354,8 @@ def load(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        faults += [_describe(dict(item)) for item in error.errors(include_url=False, include_input=False)]
+        faults += _lines(error)
+        faults += _further(error, overrides)
     if faults:
         raise SettingsError("\n".join(faults))
     return settings
@@ -373,9 +382,24 @@ def _require_readable(url: str) -> None:
         raise ValueError("cannot be read as a URL: in user and password, write / as %2F, @ as %40, # as %23, ? as %3F")
 
 
-def _describe(item: dict[str, Any]) -> str:
-    name = PREFIX + str(item["loc"][0]).upper() + ": " if item["loc"] else ""
-    return name + str(item["msg"]).removeprefix("Value error, ")
+def _lines(error: ValidationError) -> list[str]:
+    found = []
+    for item in error.errors(include_url=False, include_input=False):
+        name = PREFIX + str(item["loc"][0]).upper() + ": " if item["loc"] else ""
+        found += [name + line for line in str(item["msg"]).removeprefix("Value error, ").splitlines()]
+    return found
+
+
+def _further(error: ValidationError, overrides: dict[str, Any]) -> list[str]:
+    """What is wrong with combinations of settings beside wrong settings, which keep them from being looked at."""
+    wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]} & set(Settings.model_fields)
+    if not wrong:
+        return []
+    try:
+        Settings(**overrides | {name: Settings.model_fields[name].get_default() for name in wrong})
+    except ValidationError as second:
+        return [line for line in _lines(second) if not any(name in line.lower() for name in wrong)]
+    return []
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
     from pathlib import Path
 
 
-def delete_leftovers(folder: Path, before: datetime) -> None:
-    """Delete what uploads that broke off have left, last written before that time."""
+def leftovers(folder: Path, before: datetime) -> Iterator[Path]:
+    """What uploads that broke off have left, last written before that time."""
     if folder.is_dir():
         for path in folder.iterdir():
             if path.stat().st_mtime < before.timestamp():
-                path.unlink(missing_ok=True)
+                yield path
+
+
+def delete_leftovers(folder: Path, before: datetime) -> None:
+    """Delete what `leftovers` finds."""
+    for path in leftovers(folder, before):
+        path.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ CHUNK_BYTES = 2**20
 PART_BYTES = 8 * CHUNK_BYTES  # of one request to a bucket; S3 takes 5 MiB and more
 MAX_PARTS = 10_000  # S3's
 CONCURRENT_PARTS = 4
+PAGE = 1000  # S3's
 UNFINISHED = re.compile(r"#\d+$")
 # The store says only in its text what the other side answered.
 FULL = ("os error 28", "os error 122", "StorageFull", "QuotaExceeded")
@@ -43,6 +44,14 @@ class StoredFile:
     key: str
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file that a listing names."""
+
+    key: str
+    size_bytes: int
 
 
 class Storage:
@@ -140,11 +149,26 @@ class Storage:
             return False
         return True
 
-    def list(self, prefix: str, *, unchanged_since: datetime | None = None) -> list[str]:
-        """Keys of the files under a folder; with `unchanged_since`, of those last written before that time."""
+    def pages(self, prefix: str, *, unchanged_since: datetime | None = None) -> Iterator[list[FoundFile]]:
+        """The files under a folder, a page at a time; with `unchanged_since`, those last written before that time."""
         with _translated():
-            found = [meta for page in obstore.list(self._store, prefix) for meta in page]
-        return [meta["path"] for meta in found if unchanged_since is None or meta["last_modified"] < unchanged_since]
+            pages = obstore.list(self._store, prefix, chunk_size=PAGE)
+        while True:
+            with _translated():
+                page = next(pages, None)
+            if page is None:
+                return
+            found = [
+                FoundFile(meta["path"], meta["size"])
+                for meta in page
+                if unchanged_since is None or meta["last_modified"] < unchanged_since
+            ]
+            if found:
+                yield found
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys of the files under a folder."""
+        return [file.key for page in self.pages(prefix) for file in page]
 
     def delete(self, key: str) -> None:
         """Delete a file; no error if it is already gone."""
@@ -167,8 +191,8 @@ class Storage:
         """Delete every file under a folder."""
         self.delete_all(self.list(prefix))
 
-    def delete_unfinished(self, before: datetime) -> None:
-        """Delete what killed writers have left in a local folder, last written before that time.
+    def unfinished(self, before: datetime) -> Iterator[Path]:
+        """What killed writers have left in a local folder, last written before that time.
 
         A bucket has no such files; its own rule deletes multipart uploads that nobody finishes.
         """
@@ -177,7 +201,13 @@ class Storage:
         with _translated():
             for path in self._root.rglob("*#*"):  # the local store's own names, which it never lists
                 if UNFINISHED.search(path.name) and path.is_file() and path.stat().st_mtime < before.timestamp():
-                    path.unlink(missing_ok=True)
+                    yield path
+
+    def delete_unfinished(self, before: datetime) -> None:
+        """Delete what `unfinished` finds."""
+        for path in self.unfinished(before):
+            with _translated():
+                path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise StorageError unless storage answers, and a local folder can be written."""

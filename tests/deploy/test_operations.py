@@ -46,9 +46,8 @@ def test_targets_profiles_files_and_objects_exist() -> None:
     objects = {(each["kind"].lower(), each["metadata"]["name"]) for each in rendered("gpu")}
     for kind, name in re.findall(r"\b(job|deployment)/([\w-]+)", CODE):
         assert (kind, name) in objects
-    scaled = re.search(r"scale deployment ([\w -]+) --replicas", CODE)
-    assert scaled is not None
-    assert {("deployment", name) for name in scaled[1].split()} | {("scaledobject", "gpu-worker")} <= objects
+    assert re.findall(r"compose run --rm (\S+)", CODE) == ["migrate"]
+    assert "migrate" in services
 
 
 def test_secrets_are_those_that_the_manifests_read() -> None:

@@ -44,7 +44,7 @@ def test_second_service_on_the_same_folder_says_so(service: Service, tmp_path: P
     second = subprocess.run(
         command(service.data_dir, 0, tmp_path / "ready"), capture_output=True, text=True, timeout=60, check=False
     )
-    assert second.returncode == 1
+    assert second.returncode == 2
     assert f"in use by another service (process {service.process.pid})" in second.stderr
     assert service.process.poll() is None
 
@@ -54,7 +54,7 @@ def test_taken_port_is_named(service: Service, tmp_path: Path) -> None:
     second = subprocess.run(
         command(tmp_path / "data", port, tmp_path / "ready"), capture_output=True, text=True, timeout=60, check=False
     )
-    assert second.returncode == 1
+    assert second.returncode == 2
     assert f"cannot listen on 127.0.0.1 port {port}: address already in use" in second.stderr
     assert not (tmp_path / "data" / "logs").exists()
 
@@ -104,7 +104,7 @@ def test_kill_9_leaves_no_process_and_it_starts_again(tmp_path: Path) -> None:
     [
         ({"SAM3_LEASE_TIMEOUT_S": "1"}, "lease_timeout_s"),
         ({"SAM3_HOST": "0.0.0.0"}, "SAM3_ALLOW_UNAUTHENTICATED_NETWORK"),
-        ({"SAM3_DATA_DIR": "/proc/nowhere"}, "Choose another --data-dir"),
+        ({"SAM3_DATA_DIR": "/proc/nowhere"}, "choose another SAM3_DATA_DIR (--data-dir)"),
         ({"SAM3_PULSE_FILE": "/tmp/pulse"}, "SAM3_PULSE_FILE is for one process"),
     ],
 )
@@ -117,9 +117,27 @@ def test_what_keeps_it_from_starting_is_named(tmp_path: Path, environment: dict[
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_everything_that_keeps_it_from_starting_is_named_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            command(Path("/proc/nowhere"), port, tmp_path / "ready"),
+            env=os.environ | {"SAM3_PULSE_FILE": "/tmp/pulse"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("cannot start: ") for line in lines)
+    for said in ("/proc cannot be written", f"port {port}: address already in use", "SAM3_PULSE_FILE is for one"):
+        assert any(said in line for line in lines), said
 
 
 def test_without_any_broker_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +206,9 @@ def test_each_training_worker_is_a_child_of_its_own(tmp_path: Path) -> None:
 
 
 def test_port_zero_is_any_free_one() -> None:
-    from service.embedded import StartError, free_port
+    from service.server import free_port
 
     port = free_port("127.0.0.1", 0)
     assert port > 0
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(StartError, match="Choose another --port"):
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="in use"):
         free_port("127.0.0.1", port)

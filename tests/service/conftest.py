@@ -19,7 +19,7 @@ from service.main import create_app
 from service.server import Server
 from service.shared import log as logs
 from service.shared.db.migrate import open_engine, upgrade
-from service.shared.db.models import Base, Dataset, Job
+from service.shared.db.models import Base, Dataset, Job, SchemaFloor
 from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.settings import Settings
@@ -120,7 +120,8 @@ def empty(settings: Settings) -> None:
     engine = open_engine(settings)
     with engine.begin() as connection:
         for table in reversed(Base.metadata.sorted_tables):
-            connection.execute(table.delete())
+            if table.name != SchemaFloor.__tablename__:  # which is part of the schema
+                connection.execute(table.delete())
     engine.dispose()
     kept = ("datasets", "uploads", "jobs", "exports", "predictions", "comparisons")
     for folder in (*(settings.storage_dir / name for name in kept), settings.staging_dir):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from service.api.errors import Problem
@@ -54,6 +55,16 @@ def test_not_ready_where_nothing_can_be_stored(api: Api, monkeypatch: pytest.Mon
     monkeypatch.setattr("service.shared.db.repositories.workers.WorkerRepository.count_alive", gone)
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["checks"]["database"]) == (503, "failed")
+
+
+@pytest.mark.parametrize(("revision", "status"), [("0009", 503), ("9999", 200)])
+def test_not_ready_with_an_older_schema_and_ready_with_a_newer_one(tmp_path: Path, revision: str, status: int) -> None:
+    settings = Settings(data_dir=tmp_path)
+    upgrade(settings)
+    with served(settings) as api:
+        with api.database.write() as unit:
+            unit.session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        assert api.client.get("/readyz").status_code == status
 
 
 def test_not_ready_where_the_bucket_refuses(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

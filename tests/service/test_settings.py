@@ -116,3 +116,23 @@ def test_secrets_are_not_shown() -> None:
 
 def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_every_wrong_value_and_every_wrong_combination_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"PORT": "x", "LOG_LEVEL": "LOUD", "SELF_FENCE_S": "40", "HOST": "0.0.0.0", "CHECKPOINT": "/no/file"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"SAM3_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 5
+    for said in ("SAM3_PORT: ", "SAM3_LOG_LEVEL: ", "two trainers", "SAM3_REQUIRE_KEYS=true", "/no/file is not a file"):
+        assert any(said in line for line in lines), said
+
+
+def test_a_combination_with_a_wrong_value_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM3_LEASE_TIMEOUT_S", "-1")
+    monkeypatch.setenv("SAM3_SELF_FENCE_S", "40")
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert [line.partition(":")[0] for line in caught.value.message.splitlines()] == ["SAM3_LEASE_TIMEOUT_S"]

@@ -67,8 +67,12 @@ def test_keys_are_listed_and_deleted_by_folder(storage: Storage, source: Path) -
     for key in ("a/1", "a/b/2", "ab/3"):
         storage.put_file(key, source)
     assert sorted(storage.list("a")) == ["a/1", "a/b/2"]
-    assert storage.list("a", unchanged_since=datetime.now(UTC) - timedelta(hours=1)) == []
-    assert len(storage.list("a", unchanged_since=datetime.now(UTC) + timedelta(hours=1))) == 2
+    assert list(storage.pages("a", unchanged_since=datetime.now(UTC) - timedelta(hours=1))) == []
+    (page,) = storage.pages("a", unchanged_since=datetime.now(UTC) + timedelta(hours=1))
+    assert sorted((file.key, file.size_bytes) for file in page) == [
+        ("a/1", storage.size("a/1")),
+        ("a/b/2", storage.size("a/b/2")),
+    ]
     storage.delete_prefix("a")
     storage.delete("a/1")
     assert (storage.list("a"), storage.list("ab")) == ([], ["ab/3"])

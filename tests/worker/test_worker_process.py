@@ -327,13 +327,25 @@ def test_import_of_the_worker_leaves_the_web_framework_and_torch_out() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_unknown_setting_stops_the_worker_with_a_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.app", "--queue", "gpu"],
-        env=os.environ | {"SAM3_POL_INTERVAL_S": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "did you mean SAM3_POLL_INTERVAL_S" in done.stderr
+def test_everything_that_keeps_the_worker_from_starting_is_named(tmp_path: Path) -> None:
+    def start(**variables: str) -> tuple[int, list[str]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.app", "--queue", "gpu"],
+            env=os.environ | {"SAM3_DATA_DIR": str(tmp_path / "data"), "CUDA_VISIBLE_DEVICES": ""} | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr.splitlines()
+
+    status, lines = start(SAM3_POL_INTERVAL_S="1", SAM3_PORT="x", SAM3_SELF_FENCE_S="40")
+    assert status == 2
+    assert [line.partition(": ")[0] for line in lines] == ["cannot start"] * 3
+    for said in ("did you mean SAM3_POLL_INTERVAL_S", "SAM3_PORT: ", "two trainers of one job"):
+        assert any(said in line for line in lines), (said, lines)
+    status, lines = start()
+    assert status == 2
+    assert lines == [
+        "cannot start: the database has no schema yet: run `sam3-service migrate`, or `sam3-service serve`, which does"
+    ]
+    assert not (tmp_path / "data").exists()

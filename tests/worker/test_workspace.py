@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.workspace import KEPT_DATASETS, UNBORN_S, Workspace
+from service.shared.scratch import UNBORN_S
+from worker.workspace import KEPT_DATASETS, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Response
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.deps import AppServices, ReadUnit, Services
@@ -11,6 +10,7 @@ from service.api.errors import problem_responses
 from service.api.exposition import OPENMETRICS, PLAIN
 from service.api.schemas.lists import Read
 from service.api.schemas.operations import QueueRead, WorkerList, queue_read, worker_read
+from service.shared.db.migrate import Schema, schema_of
 from service.shared.queue import Task
 from service.usecases.queue import overview
 from service.version import VERSION
@@ -99,7 +99,8 @@ def scrape(found: AppServices, accept: Annotated[str | None, Header()] = None) -
 def _database_checks(found: Services) -> dict[str, Health]:
     try:
         with found.database.read() as unit:
-            unit.session.execute(text("SELECT 1 FROM jobs LIMIT 1"))
+            if schema_of(unit.session.connection()) not in (Schema.PRESENT, Schema.NEWER):
+                return {"database": "failed"}
             alive = {
                 f"{kind}_workers": unit.workers.count_alive(kind, within_s=found.settings.lease_timeout_s)
                 for kind in ("gpu", "cpu", "predict")

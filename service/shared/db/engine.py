@@ -15,6 +15,8 @@ from service.shared.errors import SettingsError
 BUSY_TIMEOUT_S = 10
 LOCK_TIMEOUT_S = 10
 WAL_RETRY_S = 0.02
+POOL_SIZE = MAX_OVERFLOW = 10
+MAX_CONNECTIONS = POOL_SIZE + MAX_OVERFLOW  # of one process
 
 
 def create_engine(url: str, *, pooler: bool = False) -> Engine:
@@ -34,8 +36,8 @@ def create_engine(url: str, *, pooler: bool = False) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         json_serializer=to_json,
         pool_pre_ping=True,
-        pool_size=10,
-        max_overflow=10,
+        pool_size=POOL_SIZE,
+        max_overflow=MAX_OVERFLOW,
         pool_timeout=10,
         hide_parameters=True,
         connect_args={"connect_timeout": 5, **kept},
@@ -49,13 +51,22 @@ def create_engine(url: str, *, pooler: bool = False) -> Engine:
     return engine
 
 
+def check_sqlite() -> None:
+    """Whether there is an SQLite that keeps its files whole.
+
+    Raises:
+        SettingsError: if not.
+    """
+    _sqlite_driver()
+
+
 def _sqlite(url: str) -> Engine:
     engine = sqlalchemy_create_engine(
         url,
         module=_sqlite_driver(),
         json_serializer=to_json,
-        pool_size=10,
-        max_overflow=10,
+        pool_size=POOL_SIZE,
+        max_overflow=MAX_OVERFLOW,
         pool_timeout=BUSY_TIMEOUT_S,
         hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT_S},

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import make_url
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import make_url, select
 
 from service.shared.db.engine import create_engine
+from service.shared.db.models import SchemaFloor
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from service.shared.settings import Settings
 
 
+class Schema(Enum):
+    """A database's schema, seen from this version."""
+
+    ABSENT = "absent"
+    OLDER = "older"
+    PRESENT = "present"
+    NEWER = "newer"
+    """This version works with it."""
+    TOO_NEW = "too new"
+    """It has left this version behind."""
+
+
 def upgrade(settings: Settings) -> None:
-    """Create or upgrade the schema; does nothing where it is up to date. Safe to run from several processes."""
+    """Create or upgrade the schema; nothing where it is up to date or newer. Safe to run from several processes."""
     engine = open_engine(settings)
     try:
         upgrade_engine(engine)
@@ -39,9 +56,32 @@ def upgrade_engine(engine: Engine) -> None:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7083251946)")
+        if schema_of(connection) in (Schema.NEWER, Schema.TOO_NEW):
+            return
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def schema_of(connection: Connection) -> Schema:
+    """How the schema of a database stands to this version."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None:
+        return Schema.ABSENT
+    head, known = _revisions()
+    if current == head:
+        return Schema.PRESENT
+    if current in known:
+        return Schema.OLDER
+    floor = connection.execute(select(SchemaFloor.revision)).scalar()
+    return Schema.TOO_NEW if floor is not None and floor > head else Schema.NEWER
+
+
+@lru_cache(1)
+def _revisions() -> tuple[str, frozenset[str]]:
+    """The last revision of this version, and all of them."""
+    scripts = ScriptDirectory.from_config(alembic_config())
+    return str(scripts.get_current_head()), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def alembic_config() -> Config:

@@ -12,6 +12,7 @@ from service.shared.db.models.jobs import Attempt, Job, JobEvent, JobLabel, LogC
 from service.shared.db.models.models import Export, Model, ModelFile
 from service.shared.db.models.predictions import Prediction
 from service.shared.db.models.quotas import AttemptUsage, JobOutcome, ProjectQuota
+from service.shared.db.models.schema_floor import SchemaFloor
 from service.shared.db.models.sweeps import Sweep
 from service.shared.db.models.tallies import Tally
 from service.shared.db.models.uploads import Upload, UploadPart
@@ -43,6 +44,7 @@ __all__ = [
     "OfProject",
     "Prediction",
     "ProjectQuota",
+    "SchemaFloor",
     "Sweep",
     "Tally",
     "Upload",

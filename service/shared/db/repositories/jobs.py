@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import bindparam, case, delete, false, func, insert, not_, or_, select, update
+from sqlalchemy import bindparam, case, delete, false, func, insert, not_, or_, select, tuple_, update
 
-from service.shared.db.models import Artifact, Attempt, Base, Checkpoint, Dataset, Job, JobLabel
+from service.shared.db.models import (
+    Artifact,
+    Attempt,
+    Base,
+    Checkpoint,
+    Dataset,
+    Job,
+    JobEvent,
+    JobLabel,
+    LogChunk,
+    MetricPoint,
+)
 from service.shared.db.repositories.events import EventRepository, NewEvent
 from service.shared.db.repositories.fencing import returning_job
 from service.shared.db.repositories.inserts import insert_new
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import TypeAlias
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, CursorResult
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
@@ -204,9 +215,27 @@ class JobRepository:
         """Ids of deleted jobs that are still kept."""
         return self._session.scalars(select(Job.id).where(Job.deleted_at.is_not(None)).limit(limit)).all()
 
-    def purge(self, job_id: str) -> None:
-        """Remove a deleted job with everything it has left in the database."""
-        self._session.execute(delete(Job).where(Job.id == job_id, Job.deleted_at.is_not(None)))
+    def purge(self, job_id: str, *, limit: int) -> bool:
+        """Remove so many of the rows of a deleted job, which may have millions; whether none is left."""
+        if self._session.scalar(select(Job.deleted_at).where(Job.id == job_id)) is None:
+            return True
+        for owner in (MetricPoint, JobEvent, LogChunk):
+            table = Base.metadata.tables[owner.__tablename__]
+            key = table.primary_key.columns
+            some = select(*key).where(table.c.job_id == job_id).limit(limit)
+            gone = self._session.execute(delete(table).where(tuple_(*key).in_(some)))
+            limit -= cast("CursorResult[Any]", gone).rowcount
+            if limit <= 0:
+                return False
+        self._session.execute(delete(Job).where(Job.id == job_id))
+        return True
+
+    def ended(self, older_than_s: float, *, limit: int) -> Sequence[str]:
+        """Ids of jobs that ended longer ago, roughly the oldest first."""
+        since = self._clock.now() - timedelta(seconds=older_than_s)
+        # Creation came before the end, and there is an index in its order.
+        over = (_THERE, Job.state.in_(TERMINAL), Job.created_at <= since, Job.finished_at <= since)
+        return self._session.scalars(select(Job.id).where(*over).order_by(Job.created_at, Job.id).limit(limit)).all()
 
     def waiting_for_checkpoints_of(self, job_id: str) -> Sequence[str]:
         """Unfinished jobs that go on, or start, from a checkpoint of this one."""
