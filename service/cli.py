@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ import uvicorn
 from service import reconciler as reconciler_process
 from service.embedded import database_to_migrate, serve
 from service.main import create_app
+from service.operate import gc as gc_command
 from service.operate.backup import backup
 from service.operate.doctor import doctor
-from service.operate.gc import gc
 from service.server import Server, listening
 from service.shared import checks, tracing
 from service.shared import log as logs
@@ -71,6 +72,8 @@ def api() -> None:
     )
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each stream is one; the usual soft limit is 1024
+    gc.collect()
+    gc.freeze()  # what is there now stays: looking through it again and again would stop all requests for 0.2 s
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         Server(config).run()
     tracing.stop()
@@ -84,7 +87,7 @@ def reconciler() -> None:
 
 app.command("serve")(serve)
 app.command("doctor")(doctor)
-app.command("gc")(gc)
+app.command("gc")(gc_command.gc)
 app.command("backup")(backup)
 
 keys = typer.Typer(no_args_is_help=True, help="API keys, straight in the database: how the first one is made.")

@@ -25,7 +25,8 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictJsonRoute)
 @router.post("", status_code=201, response_model=JobRead, responses=problem_responses(400, 403, 413, 415, 422, 503))
 async def create_job(found: AppServices, body: JobCreate, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a training job. It is queued at once, or waits in `validating_files` for its datasets' check."""
-    request_sha256 = fingerprint(body.model_dump(mode="json", exclude_unset=True))
+    keyed = idempotency_key is not None
+    request_sha256 = fingerprint(body.model_dump(mode="json", exclude_unset=True)) if keyed else ""
     spec = job_spec(body, found.database.project)
     return created(await found.creation.create(Keyed(spec, idempotency_key, request_sha256), found.database.project))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import JSON, DateTime, Dialect, MetaData, String, Text, TypeDecorator
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -16,6 +18,7 @@ from sam3_lora.events import finite
 # What no database text can hold: NUL in PostgreSQL, lone surrogates in either (they have no UTF-8).
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 ESCAPED_NUL = r"\u0000"
+_PLAIN = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS  # no JSON, and so a mistake
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -32,12 +35,12 @@ def storable(value: Any) -> Any:
 
 def to_json(value: Any) -> str:
     """A JSON value as text that any database can hold: as `storable`, and numbers that are not finite become null."""
-    try:
-        text = _JSON.encode(value)
-    except ValueError:  # NaN or an infinity
-        return _JSON.encode(storable(finite(value)))
     # Nearly always there is nothing to replace, and one look at the text is far cheaper than one at every value.
-    return _JSON.encode(storable(value)) if UNSTORABLE.search(text) or ESCAPED_NUL in text else text
+    with contextlib.suppress(TypeError):  # a lone surrogate, an integer of more than 64 bits, a key that is no text
+        text = orjson.dumps(value, option=_PLAIN).decode()  # with null for NaN and infinities
+        if ESCAPED_NUL not in text:
+            return text
+    return _JSON.encode(storable(finite(value)))
 
 
 class UtcDateTime(TypeDecorator[datetime]):
