@@ -1,15 +1,59 @@
 """Archives that come in a form and are to be datasets: what can be told of one before a worker checks it."""
 
 import re
+from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
-from service.api.forms import FormFile
+from fastapi import Request
+
+from service.api.deps import Services
+from service.api.forms import FormFile, receive_form
 from service.shared.errors import InvalidRequestError, UnsupportedMediaTypeError
 from service.usecases.datasets import MAX_NAME
 
 # zip (also an empty one), gzip, bzip2, xz
 ARCHIVE_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+FIELDS = frozenset({"name", "sha256"})
+
+
+def form_body(**further: Any) -> dict[str, Any]:
+    """The form in an OpenAPI document, with `further` fields that are needed."""
+    schema = {
+        "type": "object",
+        "required": ["file", *further],
+        "additionalProperties": False,
+        "properties": {
+            "file": {
+                "type": "string",
+                "format": "binary",
+                "description": "Zip or tar archive (gzip, bzip2 or xz) of images and COCO JSON.",
+            },
+            **further,
+            "name": {"type": "string", "maxLength": MAX_NAME, "description": "Default: the file's name."},
+            "sha256": {
+                "type": "string",
+                "pattern": "^[0-9a-f]{64}$",
+                "description": "Expected hash of the file; an upload that arrives changed is refused.",
+            },
+        },
+    }
+    return {"multipart/form-data": {"schema": schema}}
+
+
+def receive_archive(
+    request: Request, found: Services, *, further: Collection[str] = ()
+) -> AbstractAsyncContextManager[FormFile]:
+    """The form with the fields of every archive and `further` ones; its file is gone when the context ends."""
+    return receive_form(
+        request,
+        found.settings.staging_dir,
+        known_fields=FIELDS | frozenset(further),
+        max_bytes=found.settings.max_upload_bytes,
+        idle_timeout_s=found.settings.upload_idle_timeout_s,
+    )
 
 
 def checked_name(file: FormFile) -> str:

@@ -7,12 +7,12 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from service.api.answers import created
-from service.api.archives import checked_name
+from service.api.archives import checked_name, form_body, receive_archive
 from service.api.bodies import is_json, parse_json, read_json_body, validated
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
 from service.api.errors import problem_responses
-from service.api.forms import FormFile, receive_form
+from service.api.forms import FormFile
 from service.api.schemas.datasets import (
     DatasetCreate,
     DatasetPreview,
@@ -33,31 +33,11 @@ from service.usecases.idempotency import Answer, answer_once, fingerprint
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 DatasetId = Annotated[str, Path(max_length=64)]
-FIELDS = frozenset({"name", "sha256"})
 MAX_PREVIEW = 100
 CREATE_BODY = {
     "required": True,
     "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "additionalProperties": False,
-                "properties": {
-                    "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "Zip or tar archive (gzip, bzip2 or xz) of images and COCO JSON.",
-                    },
-                    "name": {"type": "string", "maxLength": 200, "description": "Default: the file's name."},
-                    "sha256": {
-                        "type": "string",
-                        "pattern": "^[0-9a-f]{64}$",
-                        "description": "Expected hash of the file; an upload that arrives changed is refused.",
-                    },
-                },
-            }
-        },
+        **form_body(),
         "application/json": {"schema": {"$ref": "#/components/schemas/DatasetCreate"}},
     },
 }
@@ -79,13 +59,7 @@ async def create_dataset(request: Request, found: AppServices, idempotency_key: 
         body = _read_create(parse_json(await read_json_body(request, found.settings.max_json_bytes)))
         answer = await to_thread.run_sync(_create, found, body, idempotency_key)
     else:
-        async with receive_form(
-            request,
-            found.settings.staging_dir,
-            known_fields=FIELDS,
-            max_bytes=found.settings.max_upload_bytes,
-            idle_timeout_s=found.settings.upload_idle_timeout_s,
-        ) as file:
+        async with receive_archive(request, found) as file:
             answer = await to_thread.run_sync(_store, found, file, idempotency_key)
     return created(answer)
 

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.answers import created
-from service.api.archives import checked_name
+from service.api.archives import checked_name, form_body, receive_archive
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
 from service.api.downloads import Download, archived, download_responses, send, stored
 from service.api.errors import problem_responses
-from service.api.forms import FormFile, receive_form
+from service.api.forms import FormFile
 from service.api.openai.schemas.files import FileDeleted, FileQuery, FileRead, file_read, result_read
 from service.api.openai.schemas.fine_tuning import METRICS_PREFIX
 from service.api.schemas.lists import Page, page_of
@@ -34,36 +34,10 @@ router = APIRouter(prefix="/files", tags=["OpenAI-compatible"])
 FileId = Annotated[
     str, Path(max_length=64, description="Id of the file.", examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
 ]
-FIELDS = frozenset({"purpose", "name", "sha256"})
 MODEL_PREFIX = "model_"
 SUFFIX = re.compile(r"(\.tar)?\.[A-Za-z0-9]{1,8}$")
 POINTS = 10_000  # of each metric
-CREATE_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file", "purpose"],
-                "additionalProperties": False,
-                "properties": {
-                    "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "Zip or tar archive (gzip, bzip2 or xz) of images and COCO JSON.",
-                    },
-                    "purpose": {"type": "string", "enum": ["fine-tune"]},
-                    "name": {"type": "string", "maxLength": 200, "description": "Default: the file's name."},
-                    "sha256": {
-                        "type": "string",
-                        "pattern": "^[0-9a-f]{64}$",
-                        "description": "Expected hash of the file; an upload that arrives changed is refused.",
-                    },
-                },
-            }
-        }
-    },
-}
+CREATE_BODY = {"required": True, "content": form_body(purpose={"type": "string", "enum": ["fine-tune"]})}
 
 
 @router.post(
@@ -75,13 +49,7 @@ CREATE_BODY = {
 )
 async def create_file(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a dataset of an archive. It is `uploaded` until a worker has checked it; jobs may already use it."""
-    async with receive_form(
-        request,
-        found.settings.staging_dir,
-        known_fields=FIELDS,
-        max_bytes=found.settings.max_upload_bytes,
-        idle_timeout_s=found.settings.upload_idle_timeout_s,
-    ) as file:
+    async with receive_archive(request, found, further={"purpose"}) as file:
         return created(await to_thread.run_sync(_store, found, file, idempotency_key))
 
 
