@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PUBLIC = frozenset({"/livez", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
 BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 KNOWN_FOR_S = 5.0  # how long a key that was revoked may still be taken
+TRUSTED_FOR_S = 600.0  # as long while the database is away: what says so, such as /metrics, needs a key as well
 MAX_KNOWN = 10_000
 USE_NOTED_EVERY = timedelta(minutes=1)
 # Of operations whose scope does not follow from their method.
@@ -107,7 +108,12 @@ class Authentication:
         access, until = self._known.get(secret_sha256, (None, 0.0))
         if access is not None and time.monotonic() < until:
             return access
-        access = await to_thread.run_sync(self._look_up, secret_sha256)
+        try:
+            access = await to_thread.run_sync(self._look_up, secret_sha256)
+        except SQLAlchemyError:
+            if access is None or time.monotonic() > until + TRUSTED_FOR_S:
+                raise
+            return access
         if access is None:
             self._known.pop(secret_sha256, None)
             self._rates.hit(failures, self._settings.max_failed_keys)

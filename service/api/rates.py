@@ -18,6 +18,9 @@ from urllib.parse import parse_qsl, urlencode
 
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.shared.errors import TooManyRequestsError
 
@@ -151,16 +154,22 @@ class Rates:
         """Add what was counted here to what all have counted, and take over the sums."""
         if self._broker is None:
             self._broker = Redis.from_url(
-                client_url(self._broker_url), socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+                client_url(self._broker_url),
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),  # what was sent once may have been counted
             )
         async with self._broker.pipeline(transaction=False) as pipeline:
             for (name, window), count in batch.items():
                 pipeline.incrby(_key(name, window), count)
                 pipeline.expire(_key(name, window), KEPT_FOR_S)
                 pipeline.get(_key(name, window - 1))
-            answers = await pipeline.execute()
-        self._unshared.subtract(batch)
-        self._unshared += Counter()  # leaves out what is zero
+            try:
+                answers = await pipeline.execute()
+            except RedisTimeoutError:
+                self._leave_out(batch)  # the broker may have counted it: too few hurt nobody, twice refuses requests
+                raise
+        self._leave_out(batch)
         for number, (name, window) in enumerate(batch):
             counts = self._counts.get(name)
             if counts is None:
@@ -170,6 +179,10 @@ class Rates:
                 counts.present, counts.previous = present, max(counts.previous, int(answers[3 * number + 2] or 0))
             elif counts.window == window + 1:
                 counts.previous = present
+
+    def _leave_out(self, batch: dict[tuple[str, int], int]) -> None:
+        self._unshared.subtract(batch)
+        self._unshared += Counter()  # leaves out what is zero
 
 
 def client_url(broker_url: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,12 +20,15 @@ SHORTEST = 4  # what is shorter is in every other word as well
 ISSUED = re.compile(r"sam3_[A-Za-z0-9_-]{43}|whsec_[A-Za-z0-9+/_-]{16,}=*")
 """API keys and secrets of webhooks, of which there are many and not all known to a process."""
 VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+QUERY_PASSWORDS = ("password", "sslpassword")  # that a URL may give as options, too
 HEADERS = re.compile(r"OTEL_EXPORTER_OTLP_(\w+_)?HEADERS")
 
 
 def secrets_of(settings: Settings, environment: Mapping[str, str]) -> set[str]:
     """The secrets that a process was started with."""
-    passwords = [urlsplit(url).password for url in (settings.database_url, settings.broker_url)]
+    parts = [urlsplit(url) for url in (settings.database_url, settings.broker_url)]
+    passwords = [part.password for part in parts]
+    passwords += [value for part in parts for name, value in parse_qsl(part.query) if name in QUERY_PASSWORDS]
     found = {unquote(password) for password in passwords if password} | {password for password in passwords if password}
     found |= {key.strip() for key in settings.secret_key.split(",")}
     found |= {environment[name] for name in VARIABLES if name in environment}

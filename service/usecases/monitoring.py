@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from service.shared.unit_of_work import Database
 
 KEPT_S = 5.0
+PROBED_EVERY_S = 1.0
 STORAGE_ASKED_EVERY_S = 30.0
 
 
@@ -73,7 +74,7 @@ class Lookout:
 
 
 class StorageWatch:
-    """Whether storage answers: asked by probes each time, on behalf of scrapes now and then and without waiting."""
+    """Whether storage answers: asked for probes once a second, for scrapes now and then and without waiting."""
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
         self._storage = storage
@@ -83,9 +84,15 @@ class StorageWatch:
         self._asked_at: float | None = None
 
     def ask(self) -> bool:
-        """Ask storage."""
+        """Ask storage; all who ask within a second get one answer, since anybody may."""
         with self._lock:
-            self._asked_at = self._clock.monotonic()
+            now = self._clock.monotonic()
+            if self._answer is not None and self._asked_at is not None and now - self._asked_at < PROBED_EVERY_S:
+                return self._answer
+            self._asked_at = now
+        return self._look()
+
+    def _look(self) -> bool:
         try:
             self._storage.check()
         except StorageError:
@@ -102,5 +109,5 @@ class StorageWatch:
             if is_old:
                 self._asked_at = now
         if is_old:
-            threading.Thread(target=self.ask, name="storage-watch", daemon=True).start()
+            threading.Thread(target=self._look, name="storage-watch", daemon=True).start()
         return self._answer

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,6 +71,23 @@ def test_concurrent_upgrades_do_no_harm(fresh: Settings) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_an_upgrade_waits_for_another_as_long_as_that_takes(
+    postgres_server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "LOCK_TIMEOUT_S", 0.2)
+    with fresh_database(postgres_server_url) as url:
+        settings = Settings(data_dir=tmp_path, database_url=url)
+        engine = open_engine(settings)
+        with ThreadPoolExecutor() as threads, engine.begin() as connection:
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7083251946)")
+            second = threads.submit(upgrade, settings)
+            time.sleep(1)
+            assert not second.done()
+            connection.rollback()
+            second.result(30)
+        engine.dispose()
 
 
 def test_sqlite_is_set_up_to_keep_what_it_confirms(tmp_path: Path) -> None:

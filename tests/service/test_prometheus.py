@@ -24,7 +24,7 @@ from service.shared.webhooks import EventType
 from service.usecases import access
 from service.usecases.access import EVERYTHING, Scope
 from service.usecases.actions import cancel_job, delete_job
-from service.usecases.monitoring import KEPT_S, STORAGE_ASKED_EVERY_S
+from service.usecases.monitoring import KEPT_S, PROBED_EVERY_S, STORAGE_ASKED_EVERY_S
 from tests.service.conftest import Api, FakeQueue, add_dataset, add_job, assert_problem, body, served
 from tests.service.webhooks import KEY, add_endpoint
 from tests.stack import wait_until
@@ -270,6 +270,7 @@ def test_components_are_told_and_nothing_else_while_the_database_is_away(
     assert not any(name.startswith(("sam3_jobs", "sam3_queue")) for name, _ in seen)
     assert value(seen, "sam3_database_connections_max") == 20
     assert any(name == "process_resident_memory_bytes" for name, _ in seen)
+    api.clock.advance(PROBED_EVERY_S)
     api.client.get("/readyz")
     assert value(scrape(api), "sam3_component_up", component="storage") == 0
 
@@ -320,6 +321,26 @@ def test_only_admins_scrape_where_keys_are_asked_for(settings: Settings) -> None
             for path in ("/metrics", "/v1/metrics"):
                 answer = httpx.get(api.client.base_url.join(path), headers={"Authorization": f"Bearer {made.secret}"})
                 assert answer.status_code == status, answer.text
+
+
+def test_a_scraper_whose_key_is_known_is_told_that_the_database_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.authentication.KNOWN_FOR_S", 0.0)
+    with served(settings.model_copy(update={"require_keys": True})) as api:
+        with api.database.write() as unit:
+            made = access.create_key(unit, EVERYTHING, name="k", project=None, scopes=[Scope.ADMIN], lasts_s=None)
+
+        def ask(secret: str) -> httpx.Response:
+            return httpx.get(api.client.base_url.join("/metrics"), headers={"Authorization": f"Bearer {secret}"})
+
+        assert ask(made.secret).status_code == 200
+        monkeypatch.setattr("service.shared.db.repositories.api_keys.ApiKeyRepository.find", gone_database)
+        monkeypatch.setattr("service.shared.db.repositories.census.CensusRepository.staff", gone_database)
+        assert ask(made.secret).status_code == 200
+        assert ask("sam3_" + "x" * 43).status_code == 503
+        monkeypatch.setattr("service.api.authentication.TRUSTED_FOR_S", -1.0)
+        assert ask(made.secret).status_code == 503
 
 
 def test_prometheus_gets_the_format_that_it_prefers(api: Api) -> None:

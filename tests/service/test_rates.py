@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -165,6 +167,34 @@ def test_a_broker_that_comes_back_is_told_what_was_counted(clock: FakeClock, tmp
             await rates.close()
 
     run(work)
+
+
+def test_a_broker_that_stalls_has_nothing_counted_twice(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+
+    async def work(url: str) -> None:
+        rates = Rates(url, clock)
+        rates.hit("k", 1000)
+        await until(lambda: not rates._unshared)
+        with redis.Redis.from_url(client_url(url)) as broker:
+            pid = int(broker.info()["process_id"])
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                for _ in range(50):
+                    rates.hit("k", 1000)
+                await until(lambda: rates._is_alone)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            rates.hit("k", 1000)
+            await until(lambda: not rates._unshared and not rates._is_alone)
+            [name] = broker.keys("sam3:rate:k:*")
+            assert int(broker.get(name)) <= 52
+        await rates.close()
+
+    with redis_server() as url:
+        run(lambda: work(url))
 
 
 def test_limits_hold_for_all_processes_together(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def test_all_secrets_that_a_process_is_started_with_are_known(tmp_path: Path) ->
     assert found == {
         "a/pass", "a%2Fpass", "bpass", settings.secret_key, "cpass", "dpass", "epass", "f pass", "gpass"
     }  # fmt: skip
+    in_query = {"database_url": "postgresql://h/d?user=u&password=q%2Fpass", "broker_url": "redis://h/0?password=rpass"}
+    assert {"q/pass", "rpass"} <= secrets_of(settings.model_copy(update=in_query), {})
     assert redactor(["abc", ""])("abc") == "abc"  # too short to be told from other words
 
 

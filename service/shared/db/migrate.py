@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import make_url, select
 
-from service.shared.db.engine import create_engine
+from service.shared.db.engine import LOCK_TIMEOUT_S, create_engine
 from service.shared.db.models import SchemaFloor
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def upgrade_engine(engine: Engine) -> None:
     """Upgrade the database behind an engine, in one transaction that holds others off."""
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # whoever is first may take long
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7083251946)")
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
         if schema_of(connection) in (Schema.NEWER, Schema.TOO_NEW):
             return
         config = alembic_config()

@@ -11,6 +11,7 @@ from openai import OpenAI
 from service.shared.db.repositories.checkpoints import CheckpointManifest
 from service.shared.db.repositories.events import NewEvent
 from service.shared.db.repositories.metrics import StepValues
+from service.shared.db.repositories.quotas import Limits
 from service.shared.states import JobState
 from tests.service.conftest import Api, add_dataset, add_job, assert_problem
 from tests.service.openai_client.conftest import refused
@@ -130,6 +131,16 @@ def test_jobs_that_are_refused(client: OpenAI, dataset: str, given: dict[str, An
         client.fine_tuning.jobs.create(**{"model": "sam3-tiny", "training_file": dataset} | given)
     assert refused(error) == (pointer, code)
     assert list(client.fine_tuning.jobs.list()) == []
+
+
+def test_a_quota_that_is_used_up_is_told_once(client: OpenAI, api: Api, dataset: str) -> None:
+    with api.database.write() as unit:
+        unit.quotas.set("default", Limits(max_active_jobs=0))
+    with pytest.raises(openai.PermissionDeniedError) as error:
+        client.fine_tuning.jobs.create(model="sam3-tiny", training_file=dataset)
+    assert (error.value.code, error.value.param) == ("quota_exceeded", "")
+    with api.database.write() as unit:
+        unit.quotas.remove("default")
 
 
 def test_a_model_without_weights_is_named(client: OpenAI, dataset: str) -> None:

@@ -150,5 +150,7 @@ def _named_as_here(text: str) -> str:
 
 
 def _pointer(pointer: str) -> str:
+    if not pointer:
+        return ""
     first, *rest = pointer.removeprefix("/").split("/")
     return "/".join(["", PLACES.get(first, first), *rest])
