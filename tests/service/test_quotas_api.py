@@ -308,7 +308,7 @@ def test_used_up_gpu_seconds_end_with_the_month(api: Api) -> None:
             unit.attempts.finish(held.id, held.epoch, JobState.SUCCEEDED, result={})
         assert jobs.delete(f"/v1/jobs/{running}").status_code == 204  # gives nothing back
         with database.write() as unit:
-            unit.jobs.purge(running)
+            assert unit.jobs.purge(running, limit=1000)
         quota = jobs.get("/v1/quota").json()["gpu_seconds"]
         assert (quota["used"], quota["remaining"]) == (100, 0)
         assert claim(database) is None
