@@ -360,6 +360,21 @@ def test_stored_bytes_are_what_is_kept_and_announced(api: Api, tmp_path: Path) -
         assert fresh.client.get("/v1/quota").json()["stored_bytes"]["used"] == 204 + dataset_bytes
 
 
+def test_parts_beyond_the_announced_size_count(api: Api) -> None:
+    with served(api.settings) as fresh:
+        limit(fresh.database, max_stored_bytes=1000)
+        spec = {"filename": "a.zip", "bytes": 300, "mime_type": "application/zip", "purpose": "fine-tune"}
+        made = fresh.client.post("/v1/uploads", json=spec).json()
+        used = []
+        for _ in range(3):
+            sent = fresh.client.post(f"/v1/uploads/{made['id']}/parts", files={"data": b"x" * 200})
+            assert sent.status_code == 200
+            used.append(fresh.client.get("/v1/quota").json()["stored_bytes"]["used"])
+        assert used == [300, 400, 600]
+        refusal(fresh.client.post("/v1/uploads", json={"filename": "b.zip", "bytes": 401}), "max_stored_bytes")
+        assert fresh.client.post("/v1/uploads", json={"filename": "b.zip", "bytes": 400}).status_code == 201
+
+
 def test_a_complete_upload_is_counted_once_with_its_dataset(api: Api) -> None:
     with served(api.settings) as fresh:
         limit(fresh.database, max_stored_bytes=1000)
