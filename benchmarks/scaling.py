@@ -114,7 +114,7 @@ def measure(
             unit.jobs.versions([next(turns).id])
 
     reconciler = Reconciler(settings, database, Storage(settings), NoQueue(), SystemClock())
-    reconciler.run_once()  # with its hourly sweep
+    reconciler.run_once()
     costs = {
         "presence of a worker": meter.cost(be_present, times),
         "lease of a job, renewed": meter.cost(renew, times),

@@ -50,6 +50,7 @@ log = structlog.get_logger("service.reconciler")
 # A claim takes the best job whatever the message says, so a few unfetched messages wake as well as thousands.
 MAX_UNFETCHED = 16
 SWEEP_INTERVAL_S = 3600.0
+SWEEP_END_S = 5.0  # that a sweep has for its last page once the process is to stop
 PURGE_ROWS = 10_000  # of one transaction: 0.03 s of SQLite's only writer, 0.2 s of PostgreSQL
 PURGE_STEPS = 20  # of one pass, which must not keep the next from its leases
 # Whoever waits for an estimate rings for it again by asking again.
@@ -92,17 +93,26 @@ class Reconciler:
         self._swept_at_s = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
-        """Pass after pass until `stop`; a pass that fails is logged and the next one tries again."""
+        """Pass after pass until `stop`; a pass that fails is logged and the next one tries again.
+
+        Beside them, one at a time, the sweeps: a large storage takes longer than leases may go unwatched.
+        """
+        sweep: threading.Thread | None = None
+        pulse.beat(self._settings.pulse_file)
         while not stop.is_set():
-            try:
-                self.run_once()
-            except (SQLAlchemyError, ServiceError, OSError) as error:
-                log.error("pass_failed", error=str(error), kind=type(error).__name__)
+            _survive("pass_failed", self.run_once)
+            if self._is_sweep_due() and (sweep is None or not sweep.is_alive()):
+                self._swept_at_s = self._clock.monotonic()
+                work = ("sweep_failed", lambda: self.sweep(stop))
+                sweep = threading.Thread(target=_survive, args=work, name="sweep", daemon=True)
+                sweep.start()
             pulse.beat(self._settings.pulse_file)
             stop.wait(self._settings.reconcile_interval_s)
+        if sweep is not None:
+            sweep.join(SWEEP_END_S)
 
     def run_once(self) -> None:
-        """One pass."""
+        """One pass, without a sweep."""
         self._reap_jobs()
         self._reap_datasets()
         self._reap_work(self._exports, lambda unit: unit.exports)
@@ -114,9 +124,36 @@ class Reconciler:
         self._purge_datasets()
         self._purge_jobs()
         self._fold_tallies()
-        if self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S:
-            self._sweep()
-            self._swept_at_s = self._clock.monotonic()
+
+    def sweep(self, stop: threading.Event | None = None) -> None:
+        """Forget what is past its retention, and delete files that broken uploads or lost workers left behind.
+
+        Args:
+            stop: ends it early, between two pages of files.
+        """
+        with self._database.write() as unit:
+            unit.idempotency.forget(self._settings.idempotency_retention_s)
+            unit.idempotency.forget(self._settings.prediction_retention_s, "predictions.create")
+            unit.estimates.forget(self._settings.estimate_retention_s)
+            unit.deliveries.forget(self._settings.webhook_retention_s)
+            unit.workers.forget_silent(self._settings.worker_retention_s)
+            forgotten = unit.predictions.forget(self._settings.prediction_retention_s)
+        for key in forgotten:
+            self._storage.delete(key)
+        before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
+        delete_leftovers(self._settings.staging_dir, before)
+        self._storage.delete_unfinished(before)
+        if not recognises(self._database, self._storage):
+            log.error("storage_not_recognised", hint="database or storage is another's; else: sam3-service gc --force")
+            return
+        for folder in FOLDERS:
+            for page in self._storage.pages(folder, unchanged_since=before):
+                if stop is not None and stop.is_set():
+                    return
+                delete_orphans(self._database, self._storage, [file.key for file in page])
+
+    def _is_sweep_due(self) -> bool:
+        return self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S
 
     def _reap_jobs(self) -> None:
         with self._database.read() as unit:
@@ -221,26 +258,13 @@ class Reconciler:
                 delete_dataset(unit, dataset_id)
                 log.info("unused_dataset_deleted", dataset_id=dataset_id)
 
-    def _sweep(self) -> None:
-        """Forget what is past its retention, and delete files that broken uploads or lost workers left behind."""
-        with self._database.write() as unit:
-            unit.idempotency.forget(self._settings.idempotency_retention_s)
-            unit.idempotency.forget(self._settings.prediction_retention_s, "predictions.create")
-            unit.estimates.forget(self._settings.estimate_retention_s)
-            unit.deliveries.forget(self._settings.webhook_retention_s)
-            unit.workers.forget_silent(self._settings.worker_retention_s)
-            forgotten = unit.predictions.forget(self._settings.prediction_retention_s)
-        for key in forgotten:
-            self._storage.delete(key)
-        before = self._clock.now() - timedelta(seconds=self._settings.staging_retention_s)
-        delete_leftovers(self._settings.staging_dir, before)
-        self._storage.delete_unfinished(before)
-        if not recognises(self._database, self._storage):
-            log.error("storage_not_recognised", hint="database or storage is another's; else: sam3-service gc --force")
-            return
-        for folder in FOLDERS:
-            for page in self._storage.pages(folder, unchanged_since=before):
-                delete_orphans(self._database, self._storage, [file.key for file in page])
+
+def _survive(failure: str, work: Callable[[], None]) -> None:
+    """Do a pass or a sweep; what may pass by itself, such as the absence of a database, is only logged."""
+    try:
+        work()
+    except (SQLAlchemyError, ServiceError, OSError) as error:
+        log.error(failure, error=str(error), kind=type(error).__name__)
 
 
 def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository | WorkRepository[Any]]:

@@ -85,7 +85,7 @@ class IngestRunner(Runner["Dataset"]):
         def note() -> Dataset:
             nonlocal is_kept
             with self._database.write() as unit:
-                fetched = unit.datasets.fetched(dataset.id, dataset.epoch, archive, shown(source))
+                fetched = unit.datasets.fetched(dataset, archive, shown(source))
                 unit.quotas.require_bytes(fetched.project, 0)  # it counts by now
                 is_kept = fetched.storage_key == archive.key  # from here on, also if the commit's answer is lost
                 return fetched

@@ -76,10 +76,13 @@ def make_backup(settings: Settings, folder: Path, say: Callable[[str], object] =
     """Copy everything that the database names, and the database, as they are at one moment.
 
     Files are copied before the database and after it: the first has what may be deleted meanwhile, the second what may
-    have been added. Where a file came and went between the two, it is all done once more.
+    have been added. Where a file came and went between the two, it is all done once more. An earlier backup in the
+    folder stays whole until the new database takes the place of its own: what only that named goes afterwards.
 
     Raises:
-        BackupError: if this is no embedded service, the folder holds something else, or files are missing.
+        BackupError: if this is no embedded service, the folder holds something else, or the database is damaged or
+            cannot be copied.
+        OSError: if a file cannot be copied.
     """
     source = settings.storage_dir
     if source is None or not settings.database_url.startswith("sqlite"):
@@ -89,18 +92,26 @@ def make_backup(settings: Settings, folder: Path, say: Callable[[str], object] =
     if folder.is_relative_to(source) or source.is_relative_to(folder):
         raise BackupError(f"{folder} is part of what is to be copied: name a folder elsewhere.")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(folder / MANIFEST, "{}")  # from here on it is a backup, if not a complete one
-    (folder / DATABASE).unlink(missing_ok=True)
-    for _ in range(ROUNDS):
-        _copy_files(source, folder / STORAGE, say)
-        new = folder / f"{DATABASE}.new"
-        _copy_database(settings, new)
-        _copy_files(source, folder / STORAGE, say)
-        missing = _missing(settings, folder, new)
-        if not missing:
-            break
-        say(f"{len(missing)} files that rows name are not there, such as {missing[0]}: once more")
-    new.rename(folder / DATABASE)
+    if not (folder / MANIFEST).exists():
+        _write(folder / MANIFEST, "{}")  # from here on it is a backup, if not a complete one
+    new = folder / f"{DATABASE}.new"
+    copied = settings.model_copy(
+        update={"database_url": f"sqlite:///{new}", "storage_url": (folder / STORAGE).as_uri()}
+    )
+    storage = Storage(copied)
+    try:
+        for _ in range(ROUNDS):
+            _copy_files(source, folder / STORAGE, say)
+            _copy_database(settings, new)
+            _copy_files(source, folder / STORAGE, say)
+            missing, unneeded = _compare(copied, storage)
+            if not missing:
+                break
+            say(f"{len(missing)} files that rows name are not there, such as {missing[0]}: once more")
+        new.rename(folder / DATABASE)
+    finally:
+        new.unlink(missing_ok=True)
+    storage.delete_all(unneeded)
     if (settings.data_dir / KEY_FILE).exists():
         shutil.copy2(settings.data_dir / KEY_FILE, folder / KEY_FILE)
     files = [path for path in (folder / STORAGE).rglob("*") if path.is_file()]
@@ -139,21 +150,22 @@ def _copy_database(settings: Settings, path: Path) -> None:
             if found != "ok":
                 raise BackupError(f"The database is damaged ({found}): restore an earlier backup.")
             target.execute("PRAGMA journal_mode=DELETE")  # one file, which is whole
+    except driver.Error as error:  # nothing translates what the driver itself is asked for
+        raise BackupError(f"The database could not be copied to {path.parent}: {checks.first_line(error)}.") from error
     finally:
         engine.dispose()
 
 
-def _missing(settings: Settings, folder: Path, database_file: Path) -> list[str]:
-    """Files that rows of the copied database name and the copy lacks; what it has beyond them is deleted."""
-    copied = settings.model_copy(
-        update={"database_url": f"sqlite:///{database_file}", "storage_url": (folder / STORAGE).as_uri()}
-    )
+def _compare(copied: Settings, storage: Storage) -> tuple[list[str], list[str]]:
+    """Files that rows of the copied database name and the copy lacks, and those that it has beyond them."""
     with _opened(copied) as database:
-        storage = Storage(copied)
-        for each in FOLDERS:
-            for page in storage.pages(each):
-                storage.delete_all(orphans_of(database, [file.key for file in page]))
-        return [file.key for file, _ in damaged(database, storage)]
+        unneeded = [
+            key
+            for folder in FOLDERS
+            for page in storage.pages(folder)
+            for key in orphans_of(database, [file.key for file in page])
+        ]
+        return [file.key for file, _ in damaged(database, storage)], unneeded
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def gc(
                 force=force,
                 say=lambda line: typer.echo(line, err=True),
             )
-    except (ServiceError, SQLAlchemyError) as error:
+    except (ServiceError, SQLAlchemyError, OSError) as error:
         typer.echo(error.message if isinstance(error, ServiceError) else checks.first_line(error), err=True)
         raise typer.Exit(REFUSED_STATUS) from None
     typer.echo(json.dumps(asdict(summary), indent=2) if as_json else _table(summary))

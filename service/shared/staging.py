@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,11 +12,12 @@ if TYPE_CHECKING:
 
 
 def leftovers(folder: Path, before: datetime) -> Iterator[Path]:
-    """What uploads that broke off have left, last written before that time."""
+    """What uploads that broke off have left, last written before that time. Others may delete files meanwhile."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.stat().st_mtime < before.timestamp():
-                yield path
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < before.timestamp():
+                    yield path
 
 
 def delete_leftovers(folder: Path, before: datetime) -> None:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -192,7 +192,7 @@ class Storage:
         self.delete_all(self.list(prefix))
 
     def unfinished(self, before: datetime) -> Iterator[Path]:
-        """What killed writers have left in a local folder, last written before that time.
+        """What killed writers have left in a local folder, last written before that time. Others may delete meanwhile.
 
         A bucket has no such files; its own rule deletes multipart uploads that nobody finishes.
         """
@@ -200,8 +200,9 @@ class Storage:
             return
         with _translated():
             for path in self._root.rglob("*#*"):  # the local store's own names, which it never lists
-                if UNFINISHED.search(path.name) and path.is_file() and path.stat().st_mtime < before.timestamp():
-                    yield path
+                with suppress(FileNotFoundError):
+                    if UNFINISHED.search(path.name) and path.is_file() and path.stat().st_mtime < before.timestamp():
+                        yield path
 
     def delete_unfinished(self, before: datetime) -> None:
         """Delete what `unfinished` finds."""

@@ -102,7 +102,7 @@ def create_dataset(
 def register_dataset(unit: UnitOfWork, dataset_id: str, spec: DatasetSpec, archive: StoredFile | None) -> Dataset:
     """A new dataset; a worker fetches its archive, unless it is in storage already, and checks it.
 
-    Where another dataset has the same bytes, both share its archive, and its report if it is `ready`.
+    Where another dataset of the project has the same bytes, both share its archive, and its report if it is `ready`.
 
     Raises:
         QuotaExceededError: if the project may have no more datasets, or not store so much.
@@ -112,7 +112,7 @@ def register_dataset(unit: UnitOfWork, dataset_id: str, spec: DatasetSpec, archi
     )
     twin, new_bytes = None, 1  # of an archive that is still to be fetched
     if archive is not None:
-        twin = unit.datasets.find_twin(archive.sha256)
+        twin = unit.datasets.find_twin(archive.sha256, unit.project)
         # What a twin or an upload has kept counts already.
         new_bytes = archive.size_bytes if twin is None and spec.source is None else 0
         dataset.sha256, dataset.size_bytes = archive.sha256, archive.size_bytes

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from service.operate.gc import collect
 from service.reconciler import Reconciler
 from service.shared.clock import SystemClock
 from service.shared.db.repositories.checkpoints import CheckpointManifest
+from service.shared.errors import StorageError
 from service.shared.settings import Settings
 from service.shared.states import JobState
 from service.shared.storage import Storage
@@ -157,6 +159,46 @@ def test_the_command_keeps_the_key_and_refuses_what_it_cannot_do(
         monkeypatch.setenv("SAM3_STORAGE_URL", "s3://bucket")
         result = CliRunner().invoke(app, ["backup", str(tmp_path / "made")])
         assert (result.exit_code, "docs/operations.md" in result.stderr) == (1, True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_backup_that_fails_leaves_the_earlier_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orphan = "jobs/job_gone/e1/file"
+    with filled(Settings(data_dir=tmp_path / "data"), tmp_path) as full:
+        make_backup(full.settings, tmp_path / "backup")
+        good = contents(tmp_path / "backup")
+        add_job(full.database)
+        (tmp_path / "backup" / "storage" / orphan).parent.mkdir(parents=True)
+        (tmp_path / "backup" / "storage" / orphan).write_bytes(b"x")  # as of rows that have gone since
+
+        def fail_to_look(*_: object) -> None:
+            raise StorageError("unreadable")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("service.operate.backup.damaged", fail_to_look)
+            with pytest.raises(StorageError):
+                make_backup(full.settings, tmp_path / "backup")
+        assert contents(tmp_path / "backup") == good | {f"storage/{orphan}": b"x"}
+        full_disk = subprocess.run(
+            [sys.executable, "-m", "service.cli", "backup", str(tmp_path / "backup")],
+            env=os.environ | {"SAM3_DATA_DIR": str(full.settings.data_dir)},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert full_disk.returncode == 1
+        progress, reason = full_disk.stderr.splitlines()
+        assert progress == "0 files copied"
+        assert reason.startswith("The database could not be copied")
+        assert contents(tmp_path / "backup") == good | {f"storage/{orphan}": b"x"}
+        make_backup(full.settings, tmp_path / "backup")
+        assert not (tmp_path / "backup" / "storage" / orphan).exists()
+        assert contents(tmp_path / "backup")["service.db"] != good["service.db"]
 
 
 def test_postgresql_and_a_bucket_are_restored_as_the_guide_says(

@@ -169,7 +169,7 @@ def test_nothing_is_deleted_where_the_database_knows_nothing_of_storage(full: In
     wrong = Installation(other, database, full.storage, "")
     with pytest.raises(UnrecognisedError, match="SAM3_DATABASE_URL or SAM3_STORAGE_URL"):
         run(wrong)
-    Reconciler(other, database, full.storage, FakeQueue(), SystemClock()).run_once()  # sweeps at its first pass
+    Reconciler(other, database, full.storage, FakeQueue(), SystemClock()).sweep()
     assert keys_of(full.storage) == kept
     assert run(wrong, dry_run=True).orphans.count == len(kept)
     assert run(wrong, force=True).orphans.count == len(kept)
@@ -218,6 +218,10 @@ def test_the_command_prints_json_and_its_status_says_what_it_found(
     assert result.exit_code == 1
     assert f"artifact {full.running_job} jobs/" in result.stdout
     assert CliRunner().invoke(app, ["gc", "--older-than", "0.5"]).exit_code == 2
+    full.settings.staging_dir.mkdir(exist_ok=True)
+    (full.settings.staging_dir / "loop").symlink_to("loop")  # which no call can look at
+    result = CliRunner().invoke(app, ["gc"])
+    assert (result.exit_code, "symbolic links" in result.stderr.splitlines()[-1]) == (2, True)
     set_environment(monkeypatch, data_dir=tmp_path / "nothing", database_url=f"sqlite:///{tmp_path}/nothing.db")
     result = CliRunner().invoke(app, ["gc"])
     assert (result.exit_code, "no schema yet" in result.stderr) == (2, True)

@@ -352,6 +352,7 @@ def test_the_reconciler_announces_takes_away_and_sweeps(
         assert unit.comparisons.get(lost.id).state is WorkState.QUEUED
     clock.elapsed_s = 400 * 86400.0  # beyond the files' own time, which is today's
     reconciler.run_once()
+    reconciler.sweep()
     assert (Task.COMPARE, lost.id) in queue.rings
     left = storage.list("comparisons")
     assert len(left) == 7

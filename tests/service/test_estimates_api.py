@@ -176,6 +176,6 @@ def test_a_question_put_back_counts_no_attempt_and_old_ones_are_forgotten(
             assert unit.estimates.claim() is not None
             unit.estimates.put_back("a" * 64)
     clock.advance(settings.estimate_retention_s + 1)
-    Reconciler(settings, database, api.storage, api.queue, clock).run_once()
+    Reconciler(settings, database, api.storage, api.queue, clock).sweep()
     with database.write() as unit:
         assert unit.estimates.claim() is None

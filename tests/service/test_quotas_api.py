@@ -308,7 +308,7 @@ def test_used_up_gpu_seconds_end_with_the_month(api: Api) -> None:
             unit.attempts.finish(held.id, held.epoch, JobState.SUCCEEDED, result={})
         assert jobs.delete(f"/v1/jobs/{running}").status_code == 204  # gives nothing back
         with database.write() as unit:
-            unit.jobs.purge(running)
+            assert unit.jobs.purge(running, limit=1000)
         quota = jobs.get("/v1/quota").json()["gpu_seconds"]
         assert (quota["used"], quota["remaining"]) == (100, 0)
         assert claim(database) is None
@@ -358,6 +358,21 @@ def test_stored_bytes_are_what_is_kept_and_announced(api: Api, tmp_path: Path) -
         assert left == used + 204  # the model has its files still
         assert fresh.client.delete(f"/v1/models/{model}").status_code == 204
         assert fresh.client.get("/v1/quota").json()["stored_bytes"]["used"] == 204 + dataset_bytes
+
+
+def test_parts_beyond_the_announced_size_count(api: Api) -> None:
+    with served(api.settings) as fresh:
+        limit(fresh.database, max_stored_bytes=1000)
+        spec = {"filename": "a.zip", "bytes": 300, "mime_type": "application/zip", "purpose": "fine-tune"}
+        made = fresh.client.post("/v1/uploads", json=spec).json()
+        used = []
+        for _ in range(3):
+            sent = fresh.client.post(f"/v1/uploads/{made['id']}/parts", files={"data": b"x" * 200})
+            assert sent.status_code == 200
+            used.append(fresh.client.get("/v1/quota").json()["stored_bytes"]["used"])
+        assert used == [300, 400, 600]
+        refusal(fresh.client.post("/v1/uploads", json={"filename": "b.zip", "bytes": 401}), "max_stored_bytes")
+        assert fresh.client.post("/v1/uploads", json={"filename": "b.zip", "bytes": 400}).status_code == 201
 
 
 def test_a_complete_upload_is_counted_once_with_its_dataset(api: Api) -> None:

@@ -16,15 +16,18 @@ from service.reconciler import MAX_UNFETCHED, SWEEP_INTERVAL_S, LeaseWatch, Reco
 from service.shared.db.migrate import upgrade
 from service.shared.db.models import Dataset, Job
 from service.shared.db.repositories.attempts import Lease
-from service.shared.errors import LeaseLostError
+from service.shared.errors import LeaseLostError, StorageError
 from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
-from service.shared.storage import Storage
+from service.shared.storage import FoundFile, Storage
 from service.usecases.actions import cancel_job
 from tests.service.conftest import FakeClock, FakeQueue, add_dataset, add_job
+from tests.stack import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from service.shared.unit_of_work import Database
 
 
@@ -206,10 +209,11 @@ def test_deleted_datasets_and_leftovers_vanish_and_used_files_stay(
     (settings.staging_dir / "broken").touch()
     clock.elapsed_s = time.time() - clock.now().timestamp()
     reconciler.run_once()
+    reconciler.sweep()
     assert storage.exists(orphan)
     assert not storage.exists(keys[deleted])
-    clock.advance(settings.staging_retention_s + SWEEP_INTERVAL_S)
-    reconciler.run_once()
+    clock.advance(settings.staging_retention_s + 60)
+    reconciler.sweep()
     assert not storage.exists(orphan)
     assert storage.exists(keys[kept])
     assert list(settings.staging_dir.iterdir()) == []
@@ -233,6 +237,84 @@ def test_a_failing_pass_is_not_the_last(
     monkeypatch.setattr(reconciler, "_settings", settings.model_copy(update={"reconcile_interval_s": 0.01}))
     reconciler.run(stop)
     assert len(passes) == 3
+
+
+def test_leases_are_watched_while_a_sweep_goes_on(
+    reconciler: Reconciler,
+    database: Database,
+    storage: Storage,
+    settings: Settings,
+    clock: FakeClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop, leave, file = threading.Event(), threading.Event(), tmp_path / "pulse"
+    sweeps: list[bool] = []  # whether there was a sign of life before
+
+    def pages(*_: object, **__: object) -> Iterator[list[FoundFile]]:
+        sweeps.append(file.exists())
+        while not leave.wait(0.1):
+            yield [FoundFile("jobs/job_x/e1/file", 1)]
+
+    add_job(database)
+    lost = claim(database)
+    quick = settings.model_copy(update={"reconcile_interval_s": 0.01, "pulse_file": file})
+    monkeypatch.setattr(reconciler, "_settings", quick)
+    monkeypatch.setattr(storage, "pages", pages)
+    monkeypatch.setattr("service.reconciler.recognises", lambda *_: True)
+    thread = threading.Thread(target=reconciler.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: bool(sweeps), 10)
+        for _ in range(12):
+            touched_at = file.stat().st_mtime_ns
+            wait_until(lambda touched_at=touched_at: file.stat().st_mtime_ns > touched_at, 10)
+            clock.advance(5)
+        wait_until(lambda: read(database, lost.id).state is JobState.QUEUED, 10)
+        clock.advance(SWEEP_INTERVAL_S)
+        touched_at = file.stat().st_mtime_ns
+        wait_until(lambda: file.stat().st_mtime_ns > touched_at, 10)
+        assert sweeps == [True]  # still the first
+    finally:
+        stop.set()
+        thread.join(10)
+        assert not [each for each in threading.enumerate() if each.name == "sweep"]  # it saw the end coming
+        leave.set()
+
+
+def test_a_failing_sweep_is_logged_and_begins_again_when_due(
+    reconciler: Reconciler, clock: FakeClock, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+    sweeps: list[int] = []
+    lines: list[str] = []
+
+    def fail(_: object) -> None:
+        sweeps.append(1)
+        if len(sweeps) == 2:
+            stop.set()
+        clock.advance(SWEEP_INTERVAL_S)
+        raise StorageError("gone")
+
+    monkeypatch.setattr("service.reconciler.log.error", lambda event, **_: lines.append(event))
+    monkeypatch.setattr(reconciler, "sweep", fail)
+    monkeypatch.setattr(reconciler, "_settings", settings.model_copy(update={"reconcile_interval_s": 0.01}))
+    reconciler.run(stop)
+    assert lines == ["sweep_failed"] * 2
+
+
+def test_the_process_starts_with_a_sign_of_life(
+    reconciler: Reconciler, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, file = threading.Event(), tmp_path / "pulse"
+
+    def run_once() -> None:
+        assert file.exists()
+        stop.set()
+
+    monkeypatch.setattr(reconciler, "run_once", run_once)
+    monkeypatch.setattr(reconciler, "_settings", settings.model_copy(update={"pulse_file": file}))
+    reconciler.run(stop)
 
 
 def test_the_process_takes_jobs_from_the_dead_and_stops_on_sigterm(tmp_path: Path, queue: FakeQueue) -> None:

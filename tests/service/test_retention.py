@@ -75,8 +75,10 @@ def test_what_a_retention_names_goes_after_it_and_not_before(
             return unit.session.execute(select(func.count()).select_from(model).where(*conditions)).scalar_one()
 
     def sweep() -> None:
+        reconciler = Reconciler(settings, database, storage, queue, clock)
         for _ in range(2):
-            Reconciler(settings, database, storage, queue, clock).run_once()
+            reconciler.run_once()
+            reconciler.sweep()
 
     clock.elapsed_s = time.time() - clock.now().timestamp() - 40 * 86400  # files are younger than any time of rows
     fill(database, settings, storage, tmp_path)
@@ -102,7 +104,7 @@ def test_leftovers_of_uploads_go_after_their_retention(
     for name, age in ages.items():
         (settings.staging_dir / name).touch()
         os.utime(settings.staging_dir / name, (time.time() - age,) * 2)
-    Reconciler(settings, database, Storage(settings), queue, SystemClock()).run_once()
+    Reconciler(settings, database, Storage(settings), queue, SystemClock()).sweep()
     assert [path.name for path in settings.staging_dir.iterdir()] == ["young"]
 
 

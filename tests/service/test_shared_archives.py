@@ -11,9 +11,9 @@ from service.shared.db.models import Upload
 from service.shared.errors import NotFoundError
 from service.shared.ids import new_id
 from service.shared.states import DatasetState
-from service.shared.storage import StoredFile
+from service.shared.storage import Storage, StoredFile
 from service.usecases.datasets import DatasetSpec, create_dataset, register_dataset
-from service.usecases.uploads import UploadSpec, create_upload
+from service.usecases.uploads import UploadSpec, create_upload, discard_upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,9 +96,44 @@ def test_a_dataset_that_was_fetched_finds_its_twin(database: Database) -> None:
         assert claimed is not None
         assert claimed.id == waiting.id
         archive = StoredFile("datasets/b/archive", 3, SHA256)
-        fetched = unit.datasets.fetched(waiting.id, claimed.epoch, archive, {"type": "path", "path": "/d"})
-        again = unit.datasets.fetched(waiting.id, claimed.epoch, archive, {"type": "path", "path": "/d"})
+        fetched = unit.datasets.fetched(claimed, archive, {"type": "path", "path": "/d"})
+        again = unit.datasets.fetched(claimed, archive, {"type": "path", "path": "/d"})
     assert fetched.storage_key == again.storage_key == first.storage_key
+
+
+def test_projects_share_no_archive_whoever_looks(database: Database) -> None:
+    of_a = register(database.of("a"), "datasets/a/archive")
+    with database.of("b").write() as unit:
+        register_dataset(unit, new_id("ds"), DatasetSpec("d", "d", {"type": "path", "path": "/d"}), None)
+    with database.write() as unit:
+        unit.datasets.claim("w")
+        claimed = unit.datasets.claim("w")
+        assert claimed is not None
+        assert (claimed.project, of_a.project) == ("b", "a")
+        archive = StoredFile("datasets/b/archive", 3, SHA256)
+        fetched = unit.datasets.fetched(claimed, archive, {"type": "path", "path": "/d"})
+    assert fetched.storage_key == "datasets/b/archive"
+    by_admin = register(database, "datasets/c/archive")
+    assert (by_admin.project, by_admin.storage_key) == ("default", "datasets/c/archive")
+
+
+def test_a_file_that_another_project_needs_stays(database: Database, settings: Settings) -> None:
+    """As rows of before archives were kept apart may share it."""
+    storage, key = Storage(settings), "datasets/a/archive"
+    file = storage.put(key, [b"abc"], size_bytes=3)
+    upload = new_upload(database.of("a"), settings)
+    with database.write() as unit:
+        unit.uploads.complete(unit.uploads.get(upload.id, lock=True), file)
+    of_a, of_b = register(database.of("a"), key), register(database.of("b"), key)
+    assert of_a.storage_key == of_b.storage_key == key
+    assert not delete_and_judge(database.of("b"), of_b)  # for the other dataset, and the upload
+    assert not delete_and_judge(database.of("a"), of_a)  # for the upload
+    with database.of("b").write() as unit:
+        assert unit.uploads.holds(key)
+        assert unit.uploads.known_keys([key]) == {key}
+    register(database.of("b"), key)
+    discard_upload(database.of("a"), storage, upload.id)
+    assert storage.exists(key)
 
 
 def new_upload(database: Database, settings: Settings) -> Upload:

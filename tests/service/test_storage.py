@@ -15,6 +15,7 @@ from service.shared import log as logs
 from service.shared import object_stores
 from service.shared.errors import NotFoundError, StorageError
 from service.shared.settings import Settings
+from service.shared.staging import leftovers
 from service.shared.storage import PART_BYTES, Storage
 from tests.servers import S3Server, free_port, s3_server
 
@@ -243,3 +244,29 @@ def test_what_killed_writers_left_is_deleted_after_a_while(tmp_path: Path) -> No
     storage.delete_unfinished(datetime.now(UTC) + timedelta(hours=1))
     assert not any(path.exists() for path in left)
     assert b"".join(storage.get_range(kept.key)) == b"kept"
+
+
+def test_leftovers_that_vanish_under_the_look_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, later = Settings(data_dir=tmp_path), datetime.now(UTC) + timedelta(hours=1)
+    storage, root, staged = Storage(settings), settings.storage_dir, settings.staging_dir
+    assert root is not None
+    staged.mkdir()
+    for name in "abc":
+        (staged / name).touch()
+        (root / f"{name}#1").touch()
+    found = leftovers(staged, later)
+    first = next(found)
+    for path in staged.iterdir():
+        path.unlink()
+    assert first.parent == staged
+    assert list(found) == []
+    is_file = Path.is_file
+
+    def is_file_and_goes(path: Path) -> bool:
+        answer = is_file(path)
+        path.unlink()
+        return answer
+
+    monkeypatch.setattr(Path, "is_file", is_file_and_goes)
+    assert list(storage.unfinished(later)) == []
+    assert list(root.iterdir()) == []

@@ -421,10 +421,10 @@ def test_old_deliveries_are_forgotten_and_waiting_ones_never(
     add_job(database)
     reconciler = Reconciler(settings, database, Storage(settings), queue, clock)
     clock.advance(settings.webhook_retention_s - 60)
-    reconciler.run_once()
+    reconciler.sweep()
     assert len(deliveries(database, endpoint_id)) == 2
     clock.advance(3601)
-    reconciler.run_once()
+    reconciler.sweep()
     assert [each.state for each in deliveries(database, endpoint_id)] == [WorkState.QUEUED]
 
 

@@ -185,7 +185,6 @@ def test_predictions_are_forgotten_and_only_files_without_a_row_are_swept(
     source = tmp_path / "file"
     source.write_bytes(b"x")
     reconciler = Reconciler(settings, database, storage, queue, clock)
-    reconciler.run_once()
     job = claimed_job(database)
     publish(database, storage, job, tmp_path, "report.html", content="<html>")
     old = add_prediction(database, model_id)
@@ -202,7 +201,7 @@ def test_predictions_are_forgotten_and_only_files_without_a_row_are_swept(
         unit.session.execute(text("DELETE FROM checkpoint_files"))
     kept = {file.storage_key for checkpoint in checkpoints for file in checkpoint.files}
     clock.elapsed_s = 400 * 86400.0  # beyond the files' own time, which is today's
-    reconciler.run_once()
+    reconciler.sweep()
     with database.read() as unit:
         assert unit.predictions.known_keys([image_key]) == set()
     left = {key for prefix in ("jobs", "exports", "predictions") for key in storage.list(prefix)}

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select
 
 from service.shared.dataset_files import archive_of
 from service.shared.db.models import Comparison, Dataset, Job
+from service.shared.db.models.base import ALL_PROJECTS
 from service.shared.db.repositories.attempts import Lease
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from service.shared.storage import StoredFile
 
 Pictures = list[dict[str, Any]]
+EVERYBODY = {ALL_PROJECTS: True}
 UNFINISHED = and_(Dataset.state == DatasetState.PROCESSING, Dataset.deleted_at.is_(None))
-
 
 LOCKED = (
     select(Dataset)
@@ -116,14 +117,20 @@ class DatasetRepository:
         ):
             raise NotFoundError(f"There is no dataset {dataset_id!r}.")
 
-    def find_twin(self, sha256: str) -> Dataset | None:
-        """A dataset with these bytes, best one that is ready. It, and so the archive, stays until the transaction ends.
+    def find_twin(self, sha256: str, project: str) -> Dataset | None:
+        """A project's dataset with these bytes, best one that is ready.
+
+        It, and so the archive, stays until the transaction ends. No archive is shared between projects, also by a
+        transaction that sees them all: each has its own, counts it, and can delete it.
 
         Only a holder of this lock may let another dataset share the archive: then the archive of a deleted dataset
         that nobody shares can gain no new user.
         """
         query = select(Dataset).where(
-            Dataset.sha256 == sha256, Dataset.storage_key.is_not(None), Dataset.deleted_at.is_(None)
+            Dataset.sha256 == sha256,
+            Dataset.project == project,
+            Dataset.storage_key.is_not(None),
+            Dataset.deleted_at.is_(None),
         )
         best_first = (case((Dataset.state == DatasetState.READY, 0), else_=1), Dataset.created_at)
         return self._session.scalars(query.order_by(*best_first).limit(1).with_for_update()).one_or_none()
@@ -137,19 +144,20 @@ class DatasetRepository:
         self._outbox.note_dataset(adopted)
         return adopted
 
-    def fetched(self, dataset_id: str, epoch: int, archive: StoredFile, source: dict[str, str]) -> Dataset:
+    def fetched(self, claimed: Dataset, archive: StoredFile, source: dict[str, str]) -> Dataset:
         """Note that a dataset's archive is in storage now, or that it shares the one of a twin.
 
         Args:
+            claimed: as the claim gave it.
             source: as it is to be kept.
 
         Raises:
-            LeaseLostError: if `epoch` no longer holds the dataset (also when it was deleted).
+            LeaseLostError: if that `epoch` no longer holds the dataset (also when it was deleted).
         """
-        twin = self.find_twin(archive.sha256)
+        twin = self.find_twin(archive.sha256, claimed.project)
         key = archive.key if twin is None else twin.storage_key
         values = {"sha256": archive.sha256, "size_bytes": archive.size_bytes, "storage_key": key, "source": source}
-        return self._fenced(dataset_id, epoch, **values)
+        return self._fenced(claimed.id, claimed.epoch, **values)
 
     def claim(self, worker_id: str) -> Dataset | None:
         """Take the oldest unchecked dataset under a new `epoch`; None if nothing is due."""
@@ -258,16 +266,15 @@ class DatasetRepository:
         return self._session.scalars(query.limit(limit)).all()
 
     def shares_archive(self, dataset: Dataset) -> bool:
-        """Whether another dataset that is not deleted has the same archive."""
+        """Whether another dataset, of any project, that is not deleted has the same archive."""
         others = (Dataset.storage_key == dataset.storage_key, Dataset.id != dataset.id, Dataset.deleted_at.is_(None))
-        return bool(self._session.scalar(select(exists().where(*others))))
+        return bool(self._session.scalar(select(exists().where(*others)), execution_options=EVERYBODY))
 
     def known_keys(self, keys: Sequence[str]) -> set[str]:
-        """Those of the storage keys that lie in the folder of a dataset's archive."""
+        """Those of the storage keys that lie in the folder of a dataset's archive, whatever its project."""
         archives = {key: archive_of(key) for key in keys}
-        known = set(
-            self._session.scalars(select(Dataset.storage_key).where(Dataset.storage_key.in_(set(archives.values()))))
-        )
+        named = select(Dataset.storage_key).where(Dataset.storage_key.in_(set(archives.values())))
+        known = set(self._session.scalars(named, execution_options=EVERYBODY))
         return {key for key, archive in archives.items() if archive in known}
 
     def unused(self, older_than_s: float, *, limit: int) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, literal, select, text, union
+from sqlalchemy import case, delete, func, literal, select, text, union
 
 from service.shared.db.models import (
     Artifact,
@@ -20,6 +20,7 @@ from service.shared.db.models import (
     ModelFile,
     ProjectQuota,
     Upload,
+    UploadPart,
 )
 from service.shared.db.models.base import ALL_PROJECTS
 from service.shared.db.repositories.conflicts import insert_minding
@@ -192,16 +193,22 @@ class QuotaRepository:
         return self._session.scalar(there) or 0
 
     def stored_bytes(self, project: str) -> int:
-        """What storage holds for a project: archives, uploads at their announced size, and what its jobs, models,
-        exports and comparisons left. A file that several rows name counts once.
+        """What storage holds for a project: archives, uploads at their announced size or that of their parts, if it is
+        more, and what its jobs, models, exports and comparisons left. A file that several rows name counts once.
         """
+        sent = (
+            select(func.coalesce(func.sum(UploadPart.size_bytes), 0))
+            .where(UploadPart.upload_id == Upload.id)
+            .scalar_subquery()
+        )
+        of_upload = case((sent > Upload.size_bytes, sent), else_=Upload.size_bytes)
         of_jobs = (Job.project == project, Job.deleted_at.is_(None))
         of_models = Model.project == project
         files = union(
             select(Dataset.storage_key.label("key"), Dataset.size_bytes.label("size")).where(
                 Dataset.project == project, Dataset.deleted_at.is_(None), Dataset.storage_key.is_not(None)
             ),
-            select(func.coalesce(Upload.storage_key, Upload.id), Upload.size_bytes).where(Upload.project == project),
+            select(func.coalesce(Upload.storage_key, Upload.id), of_upload).where(Upload.project == project),
             select(CheckpointFile.storage_key, CheckpointFile.size_bytes)
             .join(Checkpoint, Checkpoint.id == CheckpointFile.checkpoint_id)
             .join(Job, Job.id == Checkpoint.job_id)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, exists, func, select
 
 from service.shared.db.models import Upload, UploadPart
+from service.shared.db.models.base import ALL_PROJECTS
 from service.shared.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from service.shared.clock import Clock
     from service.shared.storage import StoredFile
+
+EVERYBODY = {ALL_PROJECTS: True}
 
 
 class UploadRepository:
@@ -92,11 +95,13 @@ class UploadRepository:
         return self._session.scalars(query.limit(limit)).all()
 
     def holds(self, storage_key: str) -> bool:
-        """Whether a complete upload is this file."""
-        return bool(self._session.scalar(select(exists().where(Upload.storage_key == storage_key))))
+        """Whether a complete upload, of any project, is this file."""
+        held = select(exists().where(Upload.storage_key == storage_key))
+        return bool(self._session.scalar(held, execution_options=EVERYBODY))
 
     def known_keys(self, keys: Sequence[str]) -> set[str]:
-        """Those of the storage keys that an upload or a part names."""
-        wholes = self._session.scalars(select(Upload.storage_key).where(Upload.storage_key.in_(keys)))
+        """Those of the storage keys that an upload of any project, or a part, names."""
+        named = select(Upload.storage_key).where(Upload.storage_key.in_(keys))
+        wholes = self._session.scalars(named, execution_options=EVERYBODY)
         parts = self._session.scalars(select(UploadPart.storage_key).where(UploadPart.storage_key.in_(keys)))
         return {key for key in (*wholes, *parts) if key is not None}
