@@ -210,6 +210,59 @@ def test_a_quota_costs_jobs_no_statement_each(database: Database, settings: Sett
     assert counts[0] == counts[1]
 
 
+def test_sums_are_not_counted_at_each_job_claim_and_look(
+    database: Database, settings: Settings, clock: FakeClock
+) -> None:
+    ready = add_dataset(database)
+    limit(database, max_gpu_seconds_per_month=1000, max_stored_bytes=1000)
+    creation = JobCreation(database, settings)
+    sums: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sums.extend(table for table in ("checkpoint_files", "attempt_usage") if f"FROM {table}" in statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        for _ in range(2):
+            for _ in range(3):
+                creation._create(database, [wanted(ready)])
+                assert claim(database) is not None
+                with database.read() as unit:
+                    places(unit, settings, [unit.jobs.get(add_job(database, ready))])
+            assert sorted(sums) == ["attempt_usage", "checkpoint_files"]
+            clock.advance(5)
+            sums.clear()
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+
+
+def test_near_the_limit_sums_are_counted_again_after_a_second(
+    database: Database, settings: Settings, clock: FakeClock
+) -> None:
+    ready = add_dataset(database)  # of 3 bytes
+    creation = JobCreation(database, settings)
+
+    def is_made() -> bool:
+        return isinstance(creation._create(database, [wanted(ready)])[0], Answer)
+
+    def store(size: int) -> None:
+        with database.write() as unit:
+            unit.session.execute(update(Dataset).where(Dataset.id == ready).values(size_bytes=size))
+
+    limit(database, max_stored_bytes=1000)
+    store(960)
+    assert is_made()
+    store(1000)
+    clock.advance(1)
+    assert not is_made()
+    store(900)
+    clock.advance(1)
+    assert is_made()
+    store(1000)
+    clock.advance(5)
+    assert not is_made()
+
+
 def test_every_door_by_which_a_job_comes_asks_the_quota(limited: Api, ours: httpx.Client) -> None:
     own = limited.database.of("ours")
     ready = add_dataset(own)
@@ -308,7 +361,7 @@ def test_used_up_gpu_seconds_end_with_the_month(api: Api) -> None:
             unit.attempts.finish(held.id, held.epoch, JobState.SUCCEEDED, result={})
         assert jobs.delete(f"/v1/jobs/{running}").status_code == 204  # gives nothing back
         with database.write() as unit:
-            unit.jobs.purge(running)
+            unit.jobs.purge(running, limit=1000)
         quota = jobs.get("/v1/quota").json()["gpu_seconds"]
         assert (quota["used"], quota["remaining"]) == (100, 0)
         assert claim(database) is None
