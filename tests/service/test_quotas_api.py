@@ -14,6 +14,7 @@ from sqlalchemy import event, update
 from service.api.job_creation import JobCreation
 from service.shared.db.migrate import upgrade as migrate
 from service.shared.db.models import Dataset
+from service.shared.db.repositories.events import NewEvent
 from service.shared.db.repositories.quotas import Limits
 from service.shared.errors import QuotaExceededError
 from service.shared.settings import Settings
@@ -310,6 +311,48 @@ def test_gpus_at_once_are_waited_for(database: Database, settings: Settings, clo
     with database.write() as unit:
         unit.attempts.finish(first.id, first.epoch, JobState.SUCCEEDED, result={})
     assert [job.id for job in (claim(database, 4), claim(database, 4)) if job is not None] == jobs[1:3]
+
+
+def test_small_workers_leave_a_large_job_its_room(database: Database, settings: Settings, clock: FakeClock) -> None:
+    dataset = add_dataset(database)
+    limit(database, "a", max_running_gpus=4)
+
+    def add(gpus: int, project: str = "a", priority: int = 50) -> str:
+        clock.advance(1)
+        return add_job(database, dataset, project=project, gpus=gpus, priority=priority)
+
+    def beat(*sizes: int) -> None:
+        with database.write() as unit:
+            for gpus in sizes:
+                unit.workers.beat(f"w-{gpus}", kind="gpu", host="h", pid=1, device="d", gpus=gpus)
+
+    def finish(job: Job | None) -> str | None:
+        if job is not None:
+            with database.write() as unit:
+                unit.attempts.finish(job.id, job.epoch, JobState.SUCCEEDED, result={})
+        return job and job.id
+
+    beat(1, 4)
+    add(1)
+    running = claim(database, 1)
+    large, small, low = add(4), add(1), add(1, priority=10)
+    other = add(1, "b", priority=5)
+    assert finish(claim(database, 1)) == other
+    finish(running)
+    assert claim(database, 1) is None  # there is room for either, and the large one is older
+    assert finish(claim(database, 4)) == large
+    with database.write() as unit:
+        unit.jobs.change(small, NewEvent("message", "Changed"), priority=60)
+    assert finish(claim(database, 1)) == small
+    large = add(4)
+    assert claim(database, 1) is None  # nor for those of a lower priority
+    limit(database, "a", max_running_gpus=5)
+    assert finish(claim(database, 1)) == low  # both fit
+    small = add(1)
+    limit(database, "a", max_running_gpus=4)
+    clock.advance(settings.lease_timeout_s)
+    beat(1)
+    assert finish(claim(database, 1)) == small  # who would take the large one?
 
 
 def test_a_job_that_could_never_start_is_refused_and_holds_nobody_up(api: Api) -> None:
