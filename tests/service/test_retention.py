@@ -136,6 +136,36 @@ def test_a_job_that_another_starts_from_outlives_its_retention(
         assert unit.jobs.get(str(job_id)).state is JobState.SUCCEEDED
 
 
+def test_jobs_that_are_needed_do_not_keep_the_others_from_being_deleted(
+    settings: Settings, database: Database, queue: FakeQueue, clock: FakeClock, tmp_path: Path
+) -> None:
+    storage = Storage(settings)
+    settings = settings.model_copy(update={"job_retention_s": 50.0})
+    model_id = add_model(database, storage, tmp_path)
+    with database.read() as unit:
+        origin = str(unit.models.get(model_id).job_id)
+        [checkpoint] = unit.checkpoints.list(origin)
+    add_job(database, init_checkpoint_id=checkpoint.id)
+    needed = {origin, *(ended_job(database) for _ in range(20))}  # more than a pass looks at
+    for job_id in needed - {origin}:
+        add_job(database, resumes_from=job_id)
+    clock.advance(1)
+    free = ended_job(database)
+    clock.advance(100)
+    Reconciler(settings, database, storage, queue, clock).run_once()
+    with database.read() as unit:
+        left = set(unit.session.scalars(select(Job.id).where(Job.deleted_at.is_(None))))
+    assert left >= needed
+    assert free not in left
+
+
+def ended_job(database: Database) -> str:
+    job_id = add_job(database)
+    with database.write() as unit:
+        actions.cancel_job(unit, job_id)
+    return job_id
+
+
 def test_a_job_of_very_many_rows_is_purged_in_steps_that_may_be_interrupted(
     settings: Settings,
     database: Database,
