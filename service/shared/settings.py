@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     """Seconds after its check, and after the end of the last job on it, that a dataset is deleted; unset: never."""
     job_retention_s: float | None = Field(None, gt=0)
     """Seconds after its end that a job is deleted as `DELETE /jobs/{id}` does: with everything but its model. It no
-    longer counts for `dataset_retention_s` then. Unset: never."""
+    longer counts for `dataset_retention_s` then, and its sweep tells no more of it. Unset: never."""
     idempotency_retention_s: float = Field(86400, gt=0)
     """Seconds an Idempotency-Key is remembered."""
     upload_retention_s: float = Field(2 * 86400, gt=0)

@@ -52,7 +52,8 @@ def refused(unit: UnitOfWork, jobs: Sequence[Job]) -> dict[str, QuotaExceededErr
     counted = {project for project, own in limits.items() if own.max_active_jobs is not None}
     unit.quotas.lock(counted)
     active = unit.quotas.active_jobs(counted) if counted else {}
-    used_up = {project: _used_up(unit, project, own) for project, own in limits.items()}
+    spent = unit.quotas.recent_gpu_seconds(limits)
+    used_up = {project: _used_up(unit, project, own, spent.get(project, 0.0)) for project, own in limits.items()}
     found = {}
     for job in jobs:
         own = limits[job.project]
@@ -100,8 +101,7 @@ def holds(unit: UnitOfWork, jobs: Iterable[Job], running: Sequence[RunningJob]) 
     """Of queued jobs those that their project's quota keeps waiting, by id, and why."""
     queued = list(jobs)
     limits = unit.quotas.of({job.project for job in queued})
-    timed = [project for project, own in limits.items() if own.max_gpu_seconds_per_month is not None]
-    spent = unit.usage.spent_this_month(timed)
+    spent = unit.quotas.recent_gpu_seconds(limits)
     busy: Counter[str] = Counter()
     for held in running:
         busy[held.project] += held.gpus
@@ -133,14 +133,14 @@ def quota_of(unit: UnitOfWork, project: str) -> Quota:
     )
 
 
-def _used_up(unit: UnitOfWork, project: str, limits: Limits) -> QuotaExceededError | None:
-    """Why no job of a project may be made at all."""
+def _used_up(unit: UnitOfWork, project: str, limits: Limits, gpu_seconds: float) -> QuotaExceededError | None:
+    """Why no job of a project may be made at all, as of the last seconds: a new job itself adds to neither sum."""
     seconds, stored = limits.max_gpu_seconds_per_month, limits.max_stored_bytes
-    if seconds is not None and unit.usage.spent_this_month([project])[project] >= seconds:
+    if seconds is not None and gpu_seconds >= seconds:
         resets_at = _next_month(unit.clock.now()).isoformat()
         message = f"Project {project!r} has used its {seconds} GPU seconds of this month: wait until {resets_at}."
         return _exceeded("max_gpu_seconds_per_month", message)
-    if stored is not None and unit.quotas.stored_bytes(project) >= stored:
+    if stored is not None and unit.quotas.recent_bytes(project, stored) >= stored:
         message = f"Project {project!r} stores the {stored} bytes that it may: delete jobs, models or datasets first."
         return _exceeded("max_stored_bytes", message)
     return None

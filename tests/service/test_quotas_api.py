@@ -14,6 +14,7 @@ from sqlalchemy import event, update
 from service.api.job_creation import JobCreation
 from service.shared.db.migrate import upgrade as migrate
 from service.shared.db.models import Dataset
+from service.shared.db.repositories.events import NewEvent
 from service.shared.db.repositories.quotas import Limits
 from service.shared.errors import QuotaExceededError
 from service.shared.settings import Settings
@@ -210,6 +211,59 @@ def test_a_quota_costs_jobs_no_statement_each(database: Database, settings: Sett
     assert counts[0] == counts[1]
 
 
+def test_sums_are_not_counted_at_each_job_claim_and_look(
+    database: Database, settings: Settings, clock: FakeClock
+) -> None:
+    ready = add_dataset(database)
+    limit(database, max_gpu_seconds_per_month=1000, max_stored_bytes=1000)
+    creation = JobCreation(database, settings)
+    sums: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sums.extend(table for table in ("checkpoint_files", "attempt_usage") if f"FROM {table}" in statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        for _ in range(2):
+            for _ in range(3):
+                creation._create(database, [wanted(ready)])
+                assert claim(database) is not None
+                with database.read() as unit:
+                    places(unit, settings, [unit.jobs.get(add_job(database, ready))])
+            assert sorted(sums) == ["attempt_usage", "checkpoint_files"]
+            clock.advance(5)
+            sums.clear()
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+
+
+def test_near_the_limit_sums_are_counted_again_after_a_second(
+    database: Database, settings: Settings, clock: FakeClock
+) -> None:
+    ready = add_dataset(database)  # of 3 bytes
+    creation = JobCreation(database, settings)
+
+    def is_made() -> bool:
+        return isinstance(creation._create(database, [wanted(ready)])[0], Answer)
+
+    def store(size: int) -> None:
+        with database.write() as unit:
+            unit.session.execute(update(Dataset).where(Dataset.id == ready).values(size_bytes=size))
+
+    limit(database, max_stored_bytes=1000)
+    store(960)
+    assert is_made()
+    store(1000)
+    clock.advance(1)
+    assert not is_made()
+    store(900)
+    clock.advance(1)
+    assert is_made()
+    store(1000)
+    clock.advance(5)
+    assert not is_made()
+
+
 def test_every_door_by_which_a_job_comes_asks_the_quota(limited: Api, ours: httpx.Client) -> None:
     own = limited.database.of("ours")
     ready = add_dataset(own)
@@ -257,6 +311,48 @@ def test_gpus_at_once_are_waited_for(database: Database, settings: Settings, clo
     with database.write() as unit:
         unit.attempts.finish(first.id, first.epoch, JobState.SUCCEEDED, result={})
     assert [job.id for job in (claim(database, 4), claim(database, 4)) if job is not None] == jobs[1:3]
+
+
+def test_small_workers_leave_a_large_job_its_room(database: Database, settings: Settings, clock: FakeClock) -> None:
+    dataset = add_dataset(database)
+    limit(database, "a", max_running_gpus=4)
+
+    def add(gpus: int, project: str = "a", priority: int = 50) -> str:
+        clock.advance(1)
+        return add_job(database, dataset, project=project, gpus=gpus, priority=priority)
+
+    def beat(*sizes: int) -> None:
+        with database.write() as unit:
+            for gpus in sizes:
+                unit.workers.beat(f"w-{gpus}", kind="gpu", host="h", pid=1, device="d", gpus=gpus)
+
+    def finish(job: Job | None) -> str | None:
+        if job is not None:
+            with database.write() as unit:
+                unit.attempts.finish(job.id, job.epoch, JobState.SUCCEEDED, result={})
+        return job and job.id
+
+    beat(1, 4)
+    add(1)
+    running = claim(database, 1)
+    large, small, low = add(4), add(1), add(1, priority=10)
+    other = add(1, "b", priority=5)
+    assert finish(claim(database, 1)) == other
+    finish(running)
+    assert claim(database, 1) is None  # there is room for either, and the large one is older
+    assert finish(claim(database, 4)) == large
+    with database.write() as unit:
+        unit.jobs.change(small, NewEvent("message", "Changed"), priority=60)
+    assert finish(claim(database, 1)) == small
+    large = add(4)
+    assert claim(database, 1) is None  # nor for those of a lower priority
+    limit(database, "a", max_running_gpus=5)
+    assert finish(claim(database, 1)) == low  # both fit
+    small = add(1)
+    limit(database, "a", max_running_gpus=4)
+    clock.advance(settings.lease_timeout_s)
+    beat(1)
+    assert finish(claim(database, 1)) == small  # who would take the large one?
 
 
 def test_a_job_that_could_never_start_is_refused_and_holds_nobody_up(api: Api) -> None:

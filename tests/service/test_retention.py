@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import event, func, insert, select
 
 from service import reconciler as reconciler_module
 from service.reconciler import PURGE_ROWS, SWEEP_INTERVAL_S, Reconciler
@@ -136,6 +136,58 @@ def test_a_job_that_another_starts_from_outlives_its_retention(
     ).run_once()
     with database.read() as unit:
         assert unit.jobs.get(str(job_id)).state is JobState.SUCCEEDED
+
+
+def test_jobs_that_are_needed_do_not_keep_the_others_from_being_deleted(
+    settings: Settings, database: Database, queue: FakeQueue, clock: FakeClock, tmp_path: Path
+) -> None:
+    storage = Storage(settings)
+    settings = settings.model_copy(update={"job_retention_s": 50.0})
+    model_id = add_model(database, storage, tmp_path)
+    with database.read() as unit:
+        origin = str(unit.models.get(model_id).job_id)
+        [checkpoint] = unit.checkpoints.list(origin)
+    add_job(database, init_checkpoint_id=checkpoint.id)
+    needed = {origin, *(ended_job(database) for _ in range(20))}  # more than a pass looks at
+    for job_id in needed - {origin}:
+        add_job(database, resumes_from=job_id)
+    clock.advance(1)
+    free = ended_job(database)
+    clock.advance(100)
+    Reconciler(settings, database, storage, queue, clock).run_once()
+    with database.read() as unit:
+        left = set(unit.session.scalars(select(Job.id).where(Job.deleted_at.is_(None))))
+    assert left >= needed
+    assert free not in left
+
+
+def test_who_needs_a_job_is_found_in_indices(database: Database) -> None:
+    statements: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        statements.append((statement, values))
+
+    with database.read() as unit:
+        event.listen(database.engine, "before_cursor_execute", note)
+        try:
+            unit.jobs.waiting_for_checkpoints_of("job_1")
+        finally:
+            event.remove(database.engine, "before_cursor_execute", note)
+        connection = unit.session.connection()
+        explain = "EXPLAIN QUERY PLAN"
+        if database.engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            explain = "EXPLAIN"
+        plans = [str(list(connection.exec_driver_sql(f"{explain} {text}", values))) for text, values in statements[-2:]]
+    indices = ("ix_jobs_resumes_from", "ix_jobs_init_checkpoint_id")
+    assert all(index in plan for index, plan in zip(indices, plans, strict=True)), plans
+
+
+def ended_job(database: Database) -> str:
+    job_id = add_job(database)
+    with database.write() as unit:
+        actions.cancel_job(unit, job_id)
+    return job_id
 
 
 def test_a_job_of_very_many_rows_is_purged_in_steps_that_may_be_interrupted(

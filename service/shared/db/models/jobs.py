@@ -48,6 +48,15 @@ class Job(OfProject, Base):
             sqlite_where=text("deleted_at IS NOT NULL"),
             postgresql_where=text("deleted_at IS NOT NULL"),
         ),
+        *(
+            Index(
+                None,
+                column,
+                sqlite_where=text(f"{column} IS NOT NULL"),
+                postgresql_where=text(f"{column} IS NOT NULL"),
+            )
+            for column in ("resumes_from", "init_checkpoint_id")
+        ),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)

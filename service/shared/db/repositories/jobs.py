@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import bindparam, case, delete, false, func, insert, not_, or_, select, tuple_, update
+from sqlalchemy.orm import aliased
 
 from service.shared.db.models import (
     Artifact,
@@ -24,6 +25,7 @@ from service.shared.db.repositories.fencing import returning_job
 from service.shared.db.repositories.inserts import insert_new
 from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
+from service.shared.db.repositories.quotas import LIVE
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
 from service.shared.states import TERMINAL, Actor, DatasetState, JobRequest, JobState, sources
 from service.shared.tallies import TallyName
@@ -231,17 +233,34 @@ class JobRepository:
         return True
 
     def ended(self, older_than_s: float, *, limit: int) -> Sequence[str]:
-        """Ids of jobs that ended longer ago, roughly the oldest first."""
+        """Ids of jobs that ended longer ago and no unfinished job needs, roughly the oldest first."""
         since = self._clock.now() - timedelta(seconds=older_than_s)
         # Creation came before the end, and there is an index in its order.
         over = (_THERE, Job.state.in_(TERMINAL), Job.created_at <= since, Job.finished_at <= since)
-        return self._session.scalars(select(Job.id).where(*over).order_by(Job.created_at, Job.id).limit(limit)).all()
+        # Else the same few that cannot be deleted would be all that is ever found.
+        user = aliased(Job)
+        followed = select(user.resumes_from).where(user.resumes_from.is_not(None), user.state.in_(LIVE))
+        started_from = (
+            select(Checkpoint.job_id)
+            .join(user, user.init_checkpoint_id == Checkpoint.id)
+            .where(user.init_checkpoint_id.is_not(None), user.state.in_(LIVE))
+        )
+        needless = (Job.id.not_in(followed), Job.id.not_in(started_from))
+        return self._session.scalars(
+            select(Job.id).where(*over, *needless).order_by(Job.created_at, Job.id).limit(limit)
+        ).all()
 
     def waiting_for_checkpoints_of(self, job_id: str) -> Sequence[str]:
         """Unfinished jobs that go on, or start, from a checkpoint of this one."""
-        own = select(Checkpoint.id).where(Checkpoint.job_id == job_id)
-        needs = or_(Job.resumes_from == job_id, Job.init_checkpoint_id.in_(own))
-        return self._session.scalars(select(Job.id).where(needs, Job.state.not_in(TERMINAL)).order_by(Job.id)).all()
+        live = Job.state.in_(LIVE)
+        # Each from its own small index: PostgreSQL takes none for one condition or the other.
+        follow = select(Job.id).where(Job.resumes_from == job_id, live)
+        start = (
+            select(Job.id)
+            .join(Checkpoint, Checkpoint.id == Job.init_checkpoint_id)
+            .where(Checkpoint.job_id == job_id, Job.init_checkpoint_id.is_not(None), live)
+        )
+        return sorted({*self._session.scalars(follow), *self._session.scalars(start)})
 
     def claim(self, worker_id: str, device: str | None = None, *, gpus: int = 1) -> Job | None:
         """Take the job for a worker with so many GPUs whose turn it is (`QueueRepository`); None if nothing is due.

@@ -2,7 +2,7 @@
 
 Among the due jobs of the highest priority, the project with the fewest running jobs comes first, then the oldest job.
 A worker claims in this order what it has the GPUs for. A project whose quota has no room for its next job waits with
-all that come behind it.
+all that come behind it; what room there is, is kept for that job while a worker that is large enough for it lives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
-    from service.shared.db.repositories.quotas import QuotaRepository
+    from service.shared.db.repositories.quotas import Limits, QuotaRepository
+    from service.shared.db.repositories.workers import WorkerRepository
 
     Lines: TypeAlias = dict[tuple[int, str], "Line"]  # who waits, by priority and project
 
@@ -134,17 +135,28 @@ class QueueMemory:
 
 
 class QueueRepository:
-    def __init__(self, session: Session, clock: Clock, memory: QueueMemory, quotas: QuotaRepository) -> None:
+    def __init__(
+        self,
+        session: Session,
+        clock: Clock,
+        memory: QueueMemory,
+        quotas: QuotaRepository,
+        workers: WorkerRepository,
+        lease_timeout_s: float,
+    ) -> None:
         self._session = session
         self._clock = clock
         self._memory = memory
         self._quotas = quotas
+        self._workers = workers
+        self._lease_timeout_s = lease_timeout_s
 
     def lock_next(self, gpus: int) -> str | None:
         """Id of the job to claim with so many GPUs, locked for this transaction; None if nothing is due for them or
         others hold all of it.
         """
-        due = and_(QUEUED, Job.gpus <= gpus, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
+        of_any_size = and_(QUEUED, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
+        due = and_(of_any_size, Job.gpus <= gpus)
         held: set[str] = set()
         for priority in self._priorities(due):
             projects = [project for project in self._projects(due, priority) if project not in held]
@@ -160,7 +172,7 @@ class QueueRepository:
                     .with_for_update(skip_locked=True)
                 )
                 for job_id, needed in self._session.execute(oldest):
-                    if room is None or needed <= room:
+                    if room is None or needed <= room - self._kept(project, limits, priority, gpus, of_any_size):
                         return job_id
                     held.add(project)
         return None
@@ -238,6 +250,21 @@ class QueueRepository:
             if images and epochs:
                 paces.append(seconds / (images * epochs))
         return paces
+
+    def _kept(self, project: str, limits: Limits, priority: int, gpus: int, of_any_size: ColumnElement[bool]) -> int:
+        """GPUs of the project's room that a worker with so many must leave to a larger job, whose turn comes first."""
+        largest = max(self._workers.sizes("gpu", within_s=self._lease_timeout_s).values(), default=0)
+        if limits.max_running_gpus is None or largest <= gpus:
+            return 0
+        possible = and_(of_any_size, Job.gpus <= min(largest, limits.max_running_gpus))
+        for place in self._priorities(possible):
+            if place < priority:
+                break
+            line = select(Job.gpus).where(possible, Job.priority == place, Job.project == project)
+            needed = self._session.scalar(line.order_by(Job.created_at, Job.id).limit(1))
+            if needed is not None:
+                return needed if needed > gpus else 0
+        return 0
 
     def _priorities(self, due: ColumnElement[bool]) -> Iterator[int]:
         """Priorities of due jobs, highest first; each is looked up in the index when it is asked for."""

@@ -40,6 +40,8 @@ LIVE = [state for state in JobState if state not in TERMINAL]
 LOCK = text("SELECT pg_advisory_xact_lock(:kind, hashtext(:name))")
 EVERYBODY = {ALL_PROJECTS: True}
 KNOWN_FOR_S = 1.0
+SUM_KNOWN_FOR_S = 5.0
+NEAR = 0.95  # of a limit: from there on sums are counted as often as limits are looked up
 MAX_KNOWN = 10_000
 GROWTH, CLAIMS = 7301, 7302  # kinds of locks, which nothing else in the database may use
 
@@ -74,9 +76,10 @@ class Limits:
 
 @dataclass
 class QuotaMemory:
-    """Limits as one process has seen them within the last second: jobs are created without looking each time."""
+    """What one process has seen within the last seconds: jobs are created and claimed without looking each time."""
 
     _known: dict[str, tuple[Limits, float]] = field(default_factory=dict)
+    _sums: dict[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
 
     def recall(self, projects: Collection[str], now_s: float) -> dict[str, Limits]:
         """Those of the projects that need not be looked up."""
@@ -88,6 +91,18 @@ class QuotaMemory:
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known |= {project: (own, now_s + KNOWN_FOR_S) for project, own in limits.items()}
+
+    def recall_sum(self, key: tuple[str, ...], limit: int, now_s: float) -> float | None:
+        """A sum that need not be counted again to be compared with the limit."""
+        used, counted_s = self._sums.get(key, (0.0, float("-inf")))
+        good_for_s = KNOWN_FOR_S if used >= NEAR * limit else SUM_KNOWN_FOR_S
+        return used if now_s - counted_s < good_for_s else None
+
+    def keep_sum(self, key: tuple[str, ...], used: float, now_s: float) -> None:
+        """Remember a sum that was counted just now."""
+        if len(self._sums) >= MAX_KNOWN:
+            self._sums.clear()
+        self._sums[key] = used, now_s
 
     def forget(self, projects: Collection[str]) -> None:
         """Look projects up again: their limits were changed."""
@@ -152,7 +167,8 @@ class QuotaRepository:
             return None
         # One lock for all such projects: a claim may look at several, and none would wait in the same order.
         self._lock(CLAIMS, "")
-        return limits.gpus_left(self.running_gpus(project), self._usage.spent_this_month([project])[project])
+        spent = self.recent_gpu_seconds([project]).get(project, 0.0)
+        return limits.gpus_left(self.running_gpus(project), spent)
 
     def require_bytes(self, project: str, new_bytes: int) -> None:
         """Let storage keep so much more for the project; nobody else adds to it until the transaction ends.
@@ -164,12 +180,46 @@ class QuotaRepository:
         if most is None:
             return
         self.lock([project])
-        left = most - self.stored_bytes(project)
-        if new_bytes > left:
+        now_s, stored = self._clock.monotonic(), self.stored_bytes(project)
+        left = most - stored
+        is_refused = new_bytes > left
+        self._memory.keep_sum(("bytes", project), stored if is_refused else stored + new_bytes, now_s)
+        if is_refused:
             free = max(0, left)
             message = f"Project {project!r} may store {most} bytes, {free} are left: delete jobs, models or datasets."
             fault = {"pointer": "", "code": "max_stored_bytes", "message": message}
             raise QuotaExceededError(message, errors=[fault])
+
+    def recent_gpu_seconds(self, projects: Collection[str]) -> dict[str, float]:
+        """GPU seconds of this month (UTC) of those of the projects that have a limit of them, as they were within the
+        last seconds; near the limit or beyond it, within the last second.
+        """
+        now_s, month = self._clock.monotonic(), f"{self._clock.now():%Y-%m}"
+        limits = {project: limits.max_gpu_seconds_per_month for project, limits in self.of(projects).items()}
+        known, unknown = {}, []
+        for project, most in limits.items():
+            if most is None:
+                continue
+            used = self._memory.recall_sum(("gpu_seconds", project, month), most, now_s)
+            if used is None:
+                unknown.append(project)
+            else:
+                known[project] = used
+        counted = self._usage.spent_this_month(unknown)
+        for project, used in counted.items():
+            self._memory.keep_sum(("gpu_seconds", project, month), used, now_s)
+        return known | counted
+
+    def recent_bytes(self, project: str, limit: int) -> float:
+        """What storage holds for a project, as it was within the last seconds; near the limit or beyond it, within the
+        last second.
+        """
+        now_s = self._clock.monotonic()
+        used = self._memory.recall_sum(("bytes", project), limit, now_s)
+        if used is None:
+            used = self.stored_bytes(project)
+            self._memory.keep_sum(("bytes", project), used, now_s)
+        return used
 
     def active_jobs(self, projects: Collection[str]) -> dict[str, int]:
         """Jobs of projects that have not ended."""
