@@ -10,7 +10,7 @@ from fastapi import Request
 
 from service.api.deps import Services
 from service.api.forms import FormFile, receive_form
-from service.shared.errors import InvalidRequestError, UnsupportedMediaTypeError
+from service.shared.errors import UnsupportedMediaTypeError, invalid
 from service.usecases.datasets import MAX_NAME
 
 # zip (also an empty one), gzip, bzip2, xz
@@ -65,12 +65,12 @@ def checked_name(file: FormFile) -> str:
     """
     expected = file.fields.get("sha256")
     if expected is not None and not SHA256.fullmatch(expected):
-        raise _fault("/sha256", "invalid_sha256", "must be 64 lower-case hexadecimal digits")
+        raise invalid("/sha256", "invalid_sha256", "must be 64 lower-case hexadecimal digits")
     if expected is not None and expected != file.sha256:
-        raise _fault("/sha256", "sha256_mismatch", f"the file that arrived has SHA-256 {file.sha256}")
+        raise invalid("/sha256", "sha256_mismatch", f"the file that arrived has SHA-256 {file.sha256}")
     name = file.fields.get("name", file.filename)
     if not 1 <= len(name) <= MAX_NAME:
-        raise _fault("/name", "invalid_name", f"must have 1 to {MAX_NAME} characters")
+        raise invalid("/name", "invalid_name", f"must have 1 to {MAX_NAME} characters")
     if not _is_archive(file.path):
         raise UnsupportedMediaTypeError("The file is neither a zip nor a tar archive (plain, gzip, bzip2 or xz).")
     return name
@@ -80,7 +80,3 @@ def _is_archive(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(512)
     return head.startswith(ARCHIVE_MAGIC) or head[257:262] == b"ustar"
-
-
-def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])

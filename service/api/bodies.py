@@ -16,6 +16,8 @@ from service.shared.errors import (
     MalformedRequestError,
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
+    fault,
+    invalid,
 )
 
 S = TypeVar("S", bound=Section)
@@ -137,7 +139,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_constant(name: str) -> NoReturn:
     raise InvalidRequestError(
         f"{name} is not a number that JSON allows: send a finite number.",
-        errors=[{"pointer": "", "code": "non_finite_number", "message": f"{name} is not finite"}],
+        errors=[fault("", "non_finite_number", f"{name} is not finite")],
     )
 
 
@@ -153,9 +155,7 @@ def _check_text(value: Any, pointer: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise MalformedRequestError("The body is nested too deeply.")
     if isinstance(value, str) and UNSTORABLE.search(value):
-        message = "text holds a NUL character or a lone surrogate"
-        fault = {"pointer": pointer, "code": "invalid_text", "message": message}
-        raise InvalidRequestError(f"{pointer or '/'}: {message}", errors=[fault])
+        raise invalid(pointer, "invalid_text", "text holds a NUL character or a lone surrogate")
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_text(key, pointer, depth)

@@ -15,11 +15,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.api.incoming import FLUSH_BYTES, body_chunks, staging_file
 from service.shared.db.models.base import UNSTORABLE
 from service.shared.errors import (
-    InvalidRequestError,
     MalformedRequestError,
     PayloadTooLargeError,
     ServiceError,
     UnsupportedMediaTypeError,
+    invalid,
 )
 
 MAX_FIELD_BYTES = 4096
@@ -153,7 +153,7 @@ class _Form:
             raise MalformedRequestError("The form ends before its closing boundary: the upload was cut off.")
         if self._filename is None:
             missing = f"the form has no part named {self._file_part!r} with a file name"
-            raise _fault(f"/{self._file_part}", "missing", missing)
+            raise invalid(f"/{self._file_part}", "missing", missing)
 
     def flush(self) -> None:
         self._digest.update(self.pending)
@@ -189,15 +189,15 @@ class _Form:
         self._part.name = name
         if name == self._file_part:
             if self._filename is not None:
-                raise _fault(f"/{name}", "duplicate", f"the form has two parts named {name!r}")
+                raise invalid(f"/{name}", "duplicate", f"the form has two parts named {name!r}")
             self._filename = plain_filename(_text(options.get(b"filename", b""), f"/{name}"))
         elif name not in self._known_fields:
             known = ", ".join([self._file_part, *sorted(self._known_fields)])
-            raise _fault(f"/{name[:100]}", "extra_forbidden", f"unknown part; known: {known}")
+            raise invalid(f"/{name[:100]}", "extra_forbidden", f"unknown part; known: {known}")
         elif name in self._fields:
-            raise _fault(f"/{name}", "duplicate", "the part appears twice")
+            raise invalid(f"/{name}", "duplicate", "the part appears twice")
         elif len(self._repeated.get(name, ())) >= MAX_REPEATED:
-            raise _fault(f"/{name}", "too_long", f"the part appears more than {MAX_REPEATED} times")
+            raise invalid(f"/{name}", "too_long", f"the part appears more than {MAX_REPEATED} times")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._part.name == self._file_part:
@@ -208,7 +208,7 @@ class _Form:
         else:
             self._part.text += data[start:end]
             if len(self._part.text) > MAX_FIELD_BYTES:
-                raise _fault(f"/{self._part.name}", "too_long", f"longer than {MAX_FIELD_BYTES} bytes")
+                raise invalid(f"/{self._part.name}", "too_long", f"longer than {MAX_FIELD_BYTES} bytes")
 
     def _end_part(self) -> None:
         name = self._part.name
@@ -225,11 +225,7 @@ def _text(value: bytes, pointer: str) -> str:
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
-        raise _fault(pointer, "invalid_text", "text is not UTF-8") from None
+        raise invalid(pointer, "invalid_text", "text is not UTF-8") from None
     if UNSTORABLE.search(text):
-        raise _fault(pointer, "invalid_text", "text holds a NUL character")
+        raise invalid(pointer, "invalid_text", "text holds a NUL character")
     return text
-
-
-def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])

@@ -20,6 +20,7 @@ from service.shared.errors import (
     MalformedRequestError,
     RequestTimeoutError,
     StorageFullError,
+    invalid,
 )
 from service.shared.ids import new_id
 
@@ -107,7 +108,7 @@ async def receive_bytes(
             raise _wrong_length(received, size_bytes)
         for each in digests:
             if each.found.digest() != each.expected:
-                raise _fault(f"/header/{each.header}", "digest_mismatch", "the bytes that arrived have another digest")
+                raise invalid(f"/header/{each.header}", "digest_mismatch", "the bytes that arrived have another digest")
         yield path
 
 
@@ -134,7 +135,7 @@ def _expected_digests(request: Request) -> list[_Digest]:
     for entry in header.split(",") if header is not None else []:
         match = DIGEST.fullmatch(entry.strip())
         if match is None or match[1] not in HASHES:
-            raise _fault("/header/Content-Digest", "invalid_digest", "give sha-256=:Base64: or sha-512=:Base64:")
+            raise invalid("/header/Content-Digest", "invalid_digest", "give sha-256=:Base64: or sha-512=:Base64:")
         digests.append(_digest("Content-Digest", HASHES[match[1]](), match[2]))
     return digests
 
@@ -145,15 +146,9 @@ def _digest(header: str, found: "hashlib._Hash", text: str) -> _Digest:
     except ValueError:
         expected = b""
     if len(expected) != found.digest_size:
-        raise _fault(f"/header/{header}", "invalid_digest", f"not the Base64 of {found.digest_size} bytes")
+        raise invalid(f"/header/{header}", "invalid_digest", f"not the Base64 of {found.digest_size} bytes")
     return _Digest(header, found, expected)
 
 
 def _wrong_length(found: object, expected: int) -> InvalidRequestError:
-    return _fault("", "wrong_length", f"the body has {found} bytes, but this part has {expected}")
-
-
-def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{pointer or '/'}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}]
-    )
+    return invalid("", "wrong_length", f"the body has {found} bytes, but this part has {expected}")

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def fault(pointer: str, code: str, message: str) -> dict[str, str]:
+    """An entry of a problem's `errors`; `pointer` is a JSON pointer into the request, "" its whole."""
+    return {"pointer": pointer, "code": code, "message": message}
+
+
 class ServiceError(Exception):
     """Base of every error the service raises on purpose; the message tells the user what to do."""
 
@@ -77,6 +82,11 @@ class InvalidRequestError(ServiceError):
     status = 422
     code = "invalid_request"
     title = "Invalid request"
+
+
+def invalid(pointer: str, code: str, message: str) -> InvalidRequestError:
+    """The error of a request that is wrong in one place."""
+    return InvalidRequestError(f"{pointer or '/'}: {message}", errors=[fault(pointer, code, message)])
 
 
 class BaseModelUnavailableError(ServiceError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from service.shared.errors import SourceRefusedError
+from service.shared.errors import SourceRefusedError, fault
 
 if TYPE_CHECKING:
     from service.shared.settings import Settings
@@ -63,4 +63,4 @@ def shown(source: dict[str, str] | None) -> dict[str, str]:
 
 
 def _refusal(pointer: str, message: str) -> SourceRefusedError:
-    return SourceRefusedError(message, errors=[{"pointer": pointer, "code": "source_refused", "message": message}])
+    return SourceRefusedError(message, errors=[fault(pointer, "source_refused", message)])

@@ -10,9 +10,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from service.shared.db.models import ApiKey
-from service.shared.errors import ForbiddenError, InvalidRequestError, StateConflictError
+from service.shared.errors import ForbiddenError, StateConflictError, invalid
 from service.shared.ids import new_id
-from service.usecases.initial_adapters import fault
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -81,7 +80,7 @@ def create_key(
     """
     if (project is None) != (Scope.ADMIN in scopes):
         message = "a key with the scope admin is for all projects and has none; every other key needs one"
-        raise InvalidRequestError(f"/project: {message}", errors=[fault("/project", "project_and_scope", message)])
+        raise invalid("/project", "project_and_scope", message)
     wanted = _with_included(scopes)
     if not wanted <= access.scopes or access.project not in (None, project):
         raise ForbiddenError("A key can make keys of its own project with its own scopes, no others.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from service.shared.db.repositories.events import NewEvent
-from service.shared.errors import InvalidRequestError, JobInUseError, StateConflictError
+from service.shared.errors import JobInUseError, StateConflictError, invalid
 from service.shared.queue import Task
 from service.shared.states import ACTIONS, LEASED, TERMINAL, Actor, JobAction, JobRequest, JobState, allowed_actions
 
@@ -114,8 +114,7 @@ def change_job(unit: UnitOfWork, job: Job, changes: dict[str, Any]) -> Job:
         values["labels"] = {key: value for key, value in merged.items() if value is not None}
         if len(values["labels"]) > MAX_METADATA:
             message = f"there would be {len(values['labels'])} keys, at most {MAX_METADATA} are kept"
-            fault = {"pointer": "/metadata", "code": "too_long", "message": message}
-            raise InvalidRequestError(f"/metadata: {message}", errors=[fault])
+            raise invalid("/metadata", "too_long", message)
     changed = {name: value for name, value in values.items() if value != getattr(job, name)}
     if not changed:
         return job

@@ -14,11 +14,11 @@ from service.shared.errors import (
     NotFoundError,
     QueueFullError,
     ServiceError,
+    fault,
 )
 from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.states import DatasetState
-from service.usecases.initial_adapters import fault
 from service.usecases.jobs import require_weights, usable_dataset
 
 if TYPE_CHECKING:

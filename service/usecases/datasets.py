@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from service.shared.dataset_files import archive_key
 from service.shared.db.models import Dataset
-from service.shared.errors import DatasetInUseError, InvalidRequestError, NotFoundError
+from service.shared.errors import DatasetInUseError, NotFoundError, invalid
 from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.sources import check_path, check_uri
@@ -88,7 +88,7 @@ def create_dataset(
     if source["type"] == "upload":
         archive, filename = _uploaded(unit, source["upload_id"])
         if sha256 not in (None, archive.sha256):
-            raise _refusal("/sha256", "sha256_mismatch", f"the upload has SHA-256 {archive.sha256}")
+            raise invalid("/sha256", "sha256_mismatch", f"the upload has SHA-256 {archive.sha256}")
     elif source["type"] == "uri":
         check_uri(settings, source["uri"])
         filename = PurePosixPath(unquote(urlsplit(source["uri"]).path)).name
@@ -158,13 +158,9 @@ def _uploaded(unit: UnitOfWork, upload_id: str) -> tuple[StoredFile, str]:
     try:
         upload = unit.uploads.get(upload_id, lock=True)
     except NotFoundError as error:
-        raise _refusal(pointer, "upload_not_found", error.message) from None
+        raise invalid(pointer, "upload_not_found", error.message) from None
     if upload.storage_key is None or upload.sha256 is None:
-        raise _refusal(pointer, "upload_incomplete", "complete the upload first")
+        raise invalid(pointer, "upload_incomplete", "complete the upload first")
     if upload.expires_at <= unit.clock.now():
-        raise _refusal(pointer, "upload_expired", "the upload has expired: begin a new one")
+        raise invalid(pointer, "upload_expired", "the upload has expired: begin a new one")
     return StoredFile(upload.storage_key, upload.size_bytes, upload.sha256), upload.filename
-
-
-def _refusal(pointer: str, code: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])

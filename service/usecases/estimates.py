@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from service.shared.errors import EstimateFailedError, InvalidRequestError
+from service.shared.errors import EstimateFailedError, invalid
 from service.shared.queue import Task
 from service.shared.states import DatasetState
 from service.usecases.idempotency import fingerprint
-from service.usecases.initial_adapters import fault
 from service.usecases.jobs import lock_datasets, plan_job
 from service.usecases.queue import GPU
 from service.version import VERSION
@@ -88,7 +87,7 @@ def _numbers(estimate: Estimate) -> dict[str, Any] | None:
         return estimate.result
     message = str(estimate.error["message"])
     if estimate.error["code"] == "config_invalid":
-        raise InvalidRequestError(f"/config: {message}", errors=[fault("/config", "does_not_fit", message)])
+        raise invalid("/config", "does_not_fit", message)
     raise EstimateFailedError(f"The estimate failed: {message} {estimate.error['hint']}")
 
 

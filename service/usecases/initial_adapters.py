@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sam3_lora.config import JobConfig, LoraConfig, parse
 from sam3_lora.errors import ConfigError
-from service.shared.errors import InvalidRequestError, NotFoundError
+from service.shared.errors import InvalidRequestError, NotFoundError, fault, invalid
 from service.shared.states import TERMINAL
 
 if TYPE_CHECKING:
@@ -33,16 +33,18 @@ def start_from(unit: UnitOfWork, wanted: InitialAdapter, base_model: str, config
     """
     job, checkpoint = _find(unit, wanted)
     if job.state not in TERMINAL:
-        raise _refused(f"job {job.id} is {job.state} and may still replace its checkpoints", "job_not_ended")
+        raise invalid(
+            "/init_from", "job_not_ended", f"job {job.id} is {job.state} and may still replace its checkpoints"
+        )
     if job.base_model != base_model:
         message = f"the adapter was trained on {job.base_model}"
-        raise InvalidRequestError(f"/base_model: {message}", errors=[fault("/base_model", "different_base", message)])
+        raise invalid("/base_model", "different_base", message)
     earlier = job.resolved["config"]["lora"]
     given = config.lora.model_dump(mode="json", exclude_unset=True)
     try:
         lora = parse(LoraConfig, earlier | given)
     except ConfigError as error:
-        raise _refused(error.message, "different_adapters") from None
+        raise invalid("/init_from", "different_adapters", error.message) from None
     if differing := lora.incompatible_with(parse(LoraConfig, earlier)):
         faults = [
             fault(f"/config/lora/{name}", "different_adapters", f"is {earlier[name]!r} in the earlier adapter")
@@ -59,26 +61,17 @@ def _find(unit: UnitOfWork, wanted: InitialAdapter) -> tuple[Job, Checkpoint]:
     if wanted.checkpoint_id is not None:
         named = unit.checkpoints.find(wanted.checkpoint_id)
         if named is None:
-            raise _refused(f"there is no checkpoint {wanted.checkpoint_id!r}", "checkpoint_not_found")
+            raise invalid("/init_from", "checkpoint_not_found", f"there is no checkpoint {wanted.checkpoint_id!r}")
         job_id = named.job_id
     try:
         job = unit.jobs.get(str(job_id), lock=True, shared=True)
     except NotFoundError:
-        raise _refused(f"there is no job {job_id!r}", "job_not_found") from None
+        raise invalid("/init_from", "job_not_found", f"there is no job {job_id!r}") from None
     checkpoints = unit.checkpoints.list(job.id)
     best_id = wanted.checkpoint_id or (job.best or {}).get("checkpoint_id")
     chosen = next((each for each in checkpoints if each.id == best_id), None)
     if chosen is None and wanted.checkpoint_id is None and checkpoints:
         chosen = checkpoints[0]
     if chosen is None:
-        raise _refused(f"job {job.id} has no checkpoint", "checkpoint_not_found")
+        raise invalid("/init_from", "checkpoint_not_found", f"job {job.id} has no checkpoint")
     return job, chosen
-
-
-def _refused(message: str, code: str) -> InvalidRequestError:
-    return InvalidRequestError(f"/init_from: {message}", errors=[fault("/init_from", code, message)])
-
-
-def fault(pointer: str, code: str, message: str) -> dict[str, str]:
-    """An entry of a problem's `errors`."""
-    return {"pointer": pointer, "code": code, "message": message}

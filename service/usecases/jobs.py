@@ -11,12 +11,13 @@ from service.shared.errors import (
     DatasetInvalidError,
     InvalidRequestError,
     ServiceError,
+    fault,
 )
 from service.shared.ids import new_id
 from service.shared.origin import present_origin
 from service.shared.queue import Task
 from service.shared.states import DatasetState, JobState
-from service.usecases.initial_adapters import InitialAdapter, fault, start_from
+from service.usecases.initial_adapters import InitialAdapter, start_from
 from service.usecases.quotas import admit_job, refused
 from service.version import VERSION
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from service.shared.errors import QuotaExceededError
-from service.usecases.initial_adapters import fault
+from service.shared.errors import QuotaExceededError, fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -16,6 +16,8 @@ from service.shared.errors import (
     StorageError,
     UploadExpiredError,
     UploadIncompleteError,
+    fault,
+    invalid,
 )
 from service.shared.ids import new_id
 from service.usecases.datasets import DatasetSpec, register_dataset
@@ -71,7 +73,7 @@ def create_upload(unit: UnitOfWork, settings: Settings, spec: UploadSpec) -> Upl
     least = -(-spec.size_bytes // MAX_PARTS)
     part_bytes = spec.part_bytes or max(PART_BYTES, -(-least // MIB) * MIB)
     if part_bytes < least:
-        raise _refusal("/part_bytes", "too_many_parts", f"makes more than {MAX_PARTS:,} parts: use at least {least}")
+        raise invalid("/part_bytes", "too_many_parts", f"makes more than {MAX_PARTS:,} parts: use at least {least}")
     unit.quotas.require_bytes(unit.project, spec.size_bytes)
     upload = Upload(
         id=new_id("upload"),
@@ -239,18 +241,18 @@ def _next_number(unit: UnitOfWork, upload: Upload, size_bytes: int) -> int:
     _refuse_numbered(upload)
     last, there_bytes = unit.uploads.extent(upload.id)
     if last >= MAX_PARTS:
-        raise _refusal("", "too_many_parts", f"an upload has at most {MAX_PARTS:,} parts: begin a new one")
+        raise invalid("", "too_many_parts", f"an upload has at most {MAX_PARTS:,} parts: begin a new one")
     if there_bytes + size_bytes > TRIES * upload.size_bytes:
         message = f"with this part there would be more than {TRIES} times the {upload.size_bytes} bytes announced"
-        raise _refusal("", "too_many_bytes", message)
+        raise invalid("", "too_many_bytes", message)
     return last + 1
 
 
 def _check_assembly(upload: Upload, assembly: Assembly | None) -> None:
     if upload.purpose is None and assembly is not None:
-        raise _refusal("/part_ids", "extra_forbidden", "parts of this upload have numbers: send no body")
+        raise invalid("/part_ids", "extra_forbidden", "parts of this upload have numbers: send no body")
     if upload.purpose is not None and assembly is None:
-        raise _refusal("/part_ids", "missing", "name the parts, in the order of the file")
+        raise invalid("/part_ids", "missing", "name the parts, in the order of the file")
 
 
 def _refuse_incomplete(upload: Upload, parts: Sequence[UploadPart]) -> None:
@@ -267,7 +269,7 @@ def _assembled(upload: Upload, parts: Sequence[UploadPart], assembly: Assembly) 
     """The parts that are named, as they are."""
     by_id = {part.id: part for part in parts}
     faults = [
-        {"pointer": f"/part_ids/{index}", "code": "part_not_found", "message": f"there is no part {part_id!r}"}
+        fault(f"/part_ids/{index}", "part_not_found", f"there is no part {part_id!r}")
         for index, part_id in enumerate(assembly.part_ids)
         if part_id not in by_id
     ]
@@ -277,7 +279,7 @@ def _assembled(upload: Upload, parts: Sequence[UploadPart], assembly: Assembly) 
     size_bytes = sum(part.size_bytes for part in named)
     if size_bytes != upload.size_bytes:
         message = f"the parts have {size_bytes} bytes together, but {upload.size_bytes} were announced"
-        raise _refusal("/part_ids", "wrong_length", message)
+        raise invalid("/part_ids", "wrong_length", message)
     return named
 
 
@@ -287,9 +289,9 @@ def _store_whole(
     md5 = None if expected_md5 is None else hashlib.md5(usedforsecurity=False)
     whole = storage.put(key, _content(storage, parts, md5), size_bytes=upload.size_bytes)
     if upload.sha256 not in (None, whole.sha256):
-        raise _refusal("/sha256", "sha256_mismatch", f"the parts together have SHA-256 {whole.sha256}")
+        raise invalid("/sha256", "sha256_mismatch", f"the parts together have SHA-256 {whole.sha256}")
     if md5 is not None and md5.hexdigest() != expected_md5:
-        raise _refusal("/md5", "md5_mismatch", f"the parts together have MD5 {md5.hexdigest()}")
+        raise invalid("/md5", "md5_mismatch", f"the parts together have MD5 {md5.hexdigest()}")
     return whole
 
 
@@ -303,8 +305,3 @@ def _content(storage: Storage, parts: Sequence[UploadPart], md5: hashlib._Hash |
             yield chunk
         if digest.hexdigest() != part.sha256:
             raise StorageError(f"Part {part.number} was damaged in storage: send it again.")
-
-
-def _refusal(pointer: str, code: str, message: str) -> InvalidRequestError:
-    fault = {"pointer": pointer, "code": code, "message": message}
-    return InvalidRequestError(f"{pointer or '/'}: {message}", errors=[fault])

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from service.shared.addresses import check_receiver
 from service.shared.db.models import WebhookEndpoint
-from service.shared.errors import EndpointDisabledError, InvalidRequestError, UrlRefusedError
+from service.shared.errors import EndpointDisabledError, InvalidRequestError, UrlRefusedError, fault
 from service.shared.ids import new_id
 from service.shared.queue import Task
 from service.shared.webhooks import OPENAI_NAMES, TEST, MessageFormat, message, new_secret
-from service.usecases.initial_adapters import fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

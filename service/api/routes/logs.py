@@ -14,7 +14,7 @@ from service.api.errors import problem, problem_responses
 from service.api.negotiation import preferred
 from service.api.schemas.logs import LogPiece, LogRead
 from service.shared.db.models import Job
-from service.shared.errors import InvalidRequestError
+from service.shared.errors import InvalidRequestError, fault
 from service.shared.states import TERMINAL
 from service.shared.unit_of_work import UnitOfWork
 from service.usecases.following import PIECES_BYTES, Feed, Piece
@@ -115,7 +115,7 @@ def _start(unit: UnitOfWork, job_id: str, tail: int | None, after: int | None) -
     """Offset at which the asked part begins; None for the whole log."""
     if tail is not None and after is not None:
         message = "tail and after cannot be combined: give one of them"
-        raise InvalidRequestError(message, errors=[{"pointer": "/query/tail", "code": "conflict", "message": message}])
+        raise InvalidRequestError(message, errors=[fault("/query/tail", "conflict", message)])
     return after if tail is None else unit.logs.tail_offset(job_id, tail)
 
 

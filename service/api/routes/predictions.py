@@ -16,7 +16,7 @@ from service.api.routes.models import ModelId
 from service.api.schemas.predictions import PredictionRead, prediction_read
 from service.api.waiting import requested_wait
 from service.shared.db.models import Prediction
-from service.shared.errors import InvalidRequestError, NotAcceptableError, PredictionFailedError
+from service.shared.errors import NotAcceptableError, PredictionFailedError, invalid
 from service.shared.ids import new_id
 from service.shared.states import WorkState
 from service.shared.storage import Storage, StoredFile
@@ -235,14 +235,14 @@ def _question(upload: FormFile, size: tuple[int, int], *, overlay: bool) -> Ques
     except ValueError:
         score = -1.0
     if not 0 <= score <= 1:
-        raise _fault("/min_score", "invalid_score", "must be a number from 0 to 1")
+        raise invalid("/min_score", "invalid_score", "must be a number from 0 to 1")
     return Question(prompts, boxes, score, overlay)
 
 
 def _prompt(text: str, index: int) -> str:
     prompt = " ".join(text.split())
     if not 1 <= len(prompt) <= MAX_PROMPT_LENGTH:
-        raise _fault(f"/prompt/{index}", "invalid_prompt", f"must have 1 to {MAX_PROMPT_LENGTH} characters")
+        raise invalid(f"/prompt/{index}", "invalid_prompt", f"must have 1 to {MAX_PROMPT_LENGTH} characters")
     return prompt
 
 
@@ -250,12 +250,8 @@ def _box(text: str, index: int, size: tuple[int, int]) -> list[float]:
     try:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
     except ValueError:
-        raise _fault(f"/box/{index}", "invalid_box", "must be four numbers: x1,y1,x2,y2") from None
+        raise invalid(f"/box/{index}", "invalid_box", "must be four numbers: x1,y1,x2,y2") from None
     width, height = size
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):  # also for NaN
-        raise _fault(f"/box/{index}", "invalid_box", f"must lie in the image of {width} x {height} pixels")
+        raise invalid(f"/box/{index}", "invalid_box", f"must lie in the image of {width} x {height} pixels")
     return [x1, y1, x2, y2]
-
-
-def _fault(pointer: str, code: str, message: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{pointer}: {message}", errors=[{"pointer": pointer, "code": code, "message": message}])

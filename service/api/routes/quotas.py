@@ -21,8 +21,7 @@ from service.api.schemas.quotas import (
     quota_read,
     usage_read,
 )
-from service.shared.errors import InvalidRequestError
-from service.usecases.initial_adapters import fault
+from service.shared.errors import invalid
 from service.usecases.quotas import quota_of
 from service.usecases.usage import usage
 
@@ -77,7 +76,5 @@ def _chosen(asked: str | None, only: str | None) -> str | None:
     """
     if only is not None and asked not in (None, only):
         message = f"the API key is for project {only!r}"
-        raise InvalidRequestError(
-            f"/query/project: {message}", errors=[fault("/query/project", "other_project", message)]
-        )
+        raise invalid("/query/project", "other_project", message)
     return asked or only

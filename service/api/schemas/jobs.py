@@ -10,10 +10,10 @@ from service.api.schemas.lists import Read
 from service.shared.db.models import Job
 from service.shared.db.models.base import DEFAULT_PROJECT
 from service.shared.db.repositories.usage import days_of
-from service.shared.errors import InvalidRequestError
+from service.shared.errors import invalid
 from service.shared.settings import MAX_GPUS
 from service.shared.states import LEASED, TERMINAL, JobAction, JobState, allowed_actions
-from service.usecases.initial_adapters import InitialAdapter, fault
+from service.usecases.initial_adapters import InitialAdapter
 from service.usecases.jobs import JobSpec
 from service.usecases.queue import Place
 
@@ -257,7 +257,7 @@ def chosen_project(asked: str | None, only: str | None) -> str:
     """
     if only is not None and asked not in (None, only):
         message = f"the API key is for project {only!r}"
-        raise InvalidRequestError(f"/project: {message}", errors=[fault("/project", "other_project", message)])
+        raise invalid("/project", "other_project", message)
     return asked or only or DEFAULT_PROJECT
 
 

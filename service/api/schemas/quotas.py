@@ -12,9 +12,8 @@ from service.api.schemas.jobs import Project
 from service.api.schemas.lists import Read
 from service.shared.db.models import ProjectQuota
 from service.shared.db.repositories.quotas import Limits, limits_of
-from service.shared.errors import InvalidRequestError
+from service.shared.errors import invalid
 from service.shared.states import JobState
-from service.usecases.initial_adapters import fault
 from service.usecases.quotas import Allowance, Quota
 from service.usecases.usage import Bucket, GroupBy
 
@@ -122,7 +121,7 @@ class UsageQuery(QuotaQuery):
         first = self.from_ or last.replace(day=1)
         if not 0 <= (last - first).days < MAX_DAYS:
             message = f"from is not after to, and there are at most {MAX_DAYS} days"
-            raise InvalidRequestError(f"/query/from: {message}", errors=[fault("/query/from", "days", message)])
+            raise invalid("/query/from", "days", message)
         return first, last
 
 

@@ -21,7 +21,7 @@ from service.api.openai.schemas.fine_tuning import METRICS_PREFIX
 from service.api.schemas.lists import Page, page_of
 from service.api.schemas.metrics import metrics_csv
 from service.shared.db.models import Dataset
-from service.shared.errors import InvalidRequestError, NotFoundError, StateConflictError
+from service.shared.errors import NotFoundError, StateConflictError, invalid
 from service.shared.states import TERMINAL
 from service.shared.storage import Storage, StoredFile
 from service.shared.unit_of_work import UnitOfWork
@@ -101,8 +101,7 @@ def _store(found: Services, file: FormFile, idempotency_key: str | None) -> Answ
         code, message = (
             ("missing", "is needed: fine-tune") if purpose is None else ("literal_error", "must be fine-tune")
         )
-        fault = {"pointer": "/purpose", "code": code, "message": message}
-        raise InvalidRequestError(f"/purpose: {message}", errors=[fault])
+        raise invalid("/purpose", code, message)
     spec = usecase.DatasetSpec(checked_name(file), file.filename)
     return usecase.store_dataset(
         found.database,

@@ -24,7 +24,7 @@ from service.shared.db.models import (
 )
 from service.shared.db.models.base import ALL_PROJECTS
 from service.shared.db.repositories.conflicts import insert_minding
-from service.shared.errors import QuotaExceededError
+from service.shared.errors import QuotaExceededError, fault
 from service.shared.states import LEASED, TERMINAL, JobState
 
 if TYPE_CHECKING:
@@ -187,8 +187,7 @@ class QuotaRepository:
         if is_refused:
             free = max(0, left)
             message = f"Project {project!r} may store {most} bytes, {free} are left: delete jobs, models or datasets."
-            fault = {"pointer": "", "code": "max_stored_bytes", "message": message}
-            raise QuotaExceededError(message, errors=[fault])
+            raise QuotaExceededError(message, errors=[fault("", "max_stored_bytes", message)])
 
     def recent_gpu_seconds(self, projects: Collection[str]) -> dict[str, float]:
         """GPU seconds of this month (UTC) of those of the projects that have a limit of them, as they were within the
