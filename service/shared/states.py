@@ -72,6 +72,8 @@ INITIAL = frozenset({JobState.VALIDATING_FILES, JobState.QUEUED})
 LEASED = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
 """States in which a worker holds the job."""
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+LIVE = tuple(state for state in JobState if state not in TERMINAL)
+"""States of jobs that have not ended."""
 
 _S = JobState
 _BOTH = frozenset({Actor.WORKER, Actor.REAPER})

@@ -106,7 +106,8 @@ DEFAULT_PROJECT = "default"
 PROJECT = "project"
 """Of a session's `info`: the only project that it sees, or None."""
 ALL_PROJECTS = "all_projects"
-"""Execution option of a statement that has to see every project, such as one about the queue."""
+EVERYBODY = {ALL_PROJECTS: True}
+"""Execution options of a statement that has to see every project, such as one about the queue."""
 
 
 class OfProject:

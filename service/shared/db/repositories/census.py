@@ -19,7 +19,7 @@ from service.shared.db.models import (
     Worker,
 )
 from service.shared.db.repositories.datasets import UNFINISHED
-from service.shared.states import LEASED, TERMINAL, JobState, WorkState
+from service.shared.states import LEASED, LIVE, JobState, WorkState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from service.shared.clock import Clock
 
-UNFINISHED_JOBS = tuple(state for state in JobState if state not in TERMINAL)
 KINDS = ("gpu", "cpu", "predict")
 WORK: dict[str, type[Prediction | Export | Comparison]] = {
     "prediction": Prediction,
@@ -74,8 +73,8 @@ class CensusRepository:
 
     def unfinished_jobs(self) -> dict[JobState, int]:
         """Jobs by state, of those that have not ended."""
-        query = select(Job.state, func.count()).where(Job.state.in_(UNFINISHED_JOBS)).group_by(Job.state)
-        return dict.fromkeys(UNFINISHED_JOBS, 0) | {state: number for state, number in self._session.execute(query)}  # noqa: C416
+        query = select(Job.state, func.count()).where(Job.state.in_(LIVE)).group_by(Job.state)
+        return dict.fromkeys(LIVE, 0) | {state: number for state, number in self._session.execute(query)}  # noqa: C416
 
     def waiting(self) -> Mapping[str, Waiting]:
         """By kind of work, all but jobs."""

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select
 
 from service.shared.dataset_files import archive_of
 from service.shared.db.models import Comparison, Dataset, Job
-from service.shared.db.models.base import ALL_PROJECTS
+from service.shared.db.models.base import EVERYBODY
 from service.shared.db.repositories.attempts import Lease
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from service.shared.storage import StoredFile
 
 Pictures = list[dict[str, Any]]
-EVERYBODY = {ALL_PROJECTS: True}
 UNFINISHED = and_(Dataset.state == DatasetState.PROCESSING, Dataset.deleted_at.is_(None))
 
 LOCKED = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, select, update
 
 from service.shared.db.models import IdempotencyKey
-from service.shared.db.repositories.conflicts import insert_minding
+from service.shared.db.repositories.inserts import insert_minding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""Inserts of many new rows at once, in a third of the time that the unit of work takes for them."""
+"""Inserts beside the unit of work: of rows that may be there already, and of many new ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, inspect
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, make_transient_to_detached
 
 from service.shared.db.models.base import DEFAULT_PROJECT, PROJECT, Base, OfProject
@@ -16,8 +17,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Insert
 
 
+def insert_minding(session: Session, model: type[Base]) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that takes `on_conflict_do_nothing` or `on_conflict_do_update`, as both databases can, each in its own
+    dialect.
+    """
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    return postgresql.insert(model) if is_postgresql else sqlite.insert(model)
+
+
 def insert_new(session: Session, rows: Collection[Base]) -> None:
-    """Insert new rows of one class by one statement; afterwards they are the session's, as if it had flushed them."""
+    """Insert new rows of one class by one statement; afterwards they are the session's, as if it had flushed them.
+
+    It takes a third of the time that the unit of work does.
+    """
     if not rows:
         return
     for row in rows:

@@ -25,9 +25,8 @@ from service.shared.db.repositories.fencing import returning_job
 from service.shared.db.repositories.inserts import insert_new
 from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
-from service.shared.db.repositories.quotas import LIVE
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
-from service.shared.states import TERMINAL, Actor, DatasetState, JobRequest, JobState, sources
+from service.shared.states import LIVE, TERMINAL, Actor, DatasetState, JobRequest, JobState, sources
 from service.shared.tallies import TallyName
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ class JobRepository:
         insert_new(self._session, jobs)
         self._label(jobs)
         self._events.store_all({job: [_status(job.state, f"Job {job.state}"), *events] for job, events in jobs.items()})
-        for job in jobs:
-            self._note(job)
+        self._note(jobs)
 
     def get(self, job_id: str, *, lock: bool = False, shared: bool = False) -> Job:
         """The job; with `lock`, nobody else changes it until the transaction ends, nor locks it unless `shared`.
@@ -172,9 +170,7 @@ class JobRepository:
         if job is None:
             raise self._refusal(job_id, to, epoch)
         self._events.store(job, [_status(to, reason or f"Job {to}", **(data or {}))])
-        self._note(job)
-        if to in TERMINAL:
-            self._usage.note_outcomes([job])
+        self._note([job])
         return job
 
     def request(self, job_id: str, what: JobRequest, reason: str) -> Job:
@@ -332,20 +328,19 @@ class JobRepository:
         options = {"synchronize_session": False, "populate_existing": True}
         moved = self._session.scalars(statement.returning(Job), execution_options=options).all()
         self._events.store_all({job: [_status(to, reason)] for job in moved})
-        for job in moved:
-            self._note(job)
-        if to in TERMINAL:
-            self._usage.note_outcomes(moved)
+        self._note(moved)
         return [job.id for job in moved]
 
-    def _note(self, job: Job) -> None:
-        """Have the move that the job has just made counted, and told to who wants to know."""
-        self._outbox.note_job(job)
-        self._tallies.count(TallyName.JOBS, job.state)
-        if job.state is JobState.FAILED:
-            self._tallies.count(TallyName.FAILURES, str((job.error or {}).get("code")))
-        if job.finished_at is not None and job.started_at is not None:
-            self._tallies.observe(TallyName.DURATION, (job.finished_at - job.started_at).total_seconds(), job.state)
+    def _note(self, jobs: Collection[Job]) -> None:
+        """Have the moves that jobs have just made counted, and told to who wants to know."""
+        for job in jobs:
+            self._outbox.note_job(job)
+            self._tallies.count(TallyName.JOBS, job.state)
+            if job.state is JobState.FAILED:
+                self._tallies.count(TallyName.FAILURES, str((job.error or {}).get("code")))
+            if job.finished_at is not None and job.started_at is not None:
+                self._tallies.observe(TallyName.DURATION, (job.finished_at - job.started_at).total_seconds(), job.state)
+        self._usage.note_outcomes([job for job in jobs if job.state in TERMINAL])
 
     def _moved(self, to: JobState, reason: str | None, changes: dict[str, Any]) -> dict[str, Any]:
         """The columns of a job that moves to a state, with an event."""

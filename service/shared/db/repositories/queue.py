@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, or_, select
 
 from service.shared.db.models import Dataset, Job
-from service.shared.db.models.base import ALL_PROJECTS
+from service.shared.db.models.base import EVERYBODY
 from service.shared.states import LEASED, JobState
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ RECENT = 20
 
 # Asked all the time, and building a statement takes longer than running it.
 # All of it is about the whole queue, whoever asks.
-EVERYBODY = {ALL_PROJECTS: True}
 RUNNING = (
     select(Job.project, Job.worker_id, Job.started_at, Job.progress, Job.gpus)
     .where(Job.state.in_(LEASED))

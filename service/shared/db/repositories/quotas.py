@@ -22,10 +22,10 @@ from service.shared.db.models import (
     Upload,
     UploadPart,
 )
-from service.shared.db.models.base import ALL_PROJECTS
-from service.shared.db.repositories.conflicts import insert_minding
+from service.shared.db.models.base import EVERYBODY
+from service.shared.db.repositories.inserts import insert_minding
 from service.shared.errors import QuotaExceededError, fault
-from service.shared.states import LEASED, TERMINAL, JobState
+from service.shared.states import LEASED, LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from service.shared.db.repositories.usage import UsageRepository
     from service.shared.settings import Settings
 
-LIVE = [state for state in JobState if state not in TERMINAL]
 LOCK = text("SELECT pg_advisory_xact_lock(:kind, hashtext(:name))")
-EVERYBODY = {ALL_PROJECTS: True}
 KNOWN_FOR_S = 1.0
 SUM_KNOWN_FOR_S = 5.0
 NEAR = 0.95  # of a limit: from there on sums are counted as often as limits are looked up

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, exists, func, select
 
 from service.shared.db.models import Upload, UploadPart
-from service.shared.db.models.base import ALL_PROJECTS
+from service.shared.db.models.base import EVERYBODY
 from service.shared.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from service.shared.clock import Clock
     from service.shared.storage import StoredFile
-
-EVERYBODY = {ALL_PROJECTS: True}
 
 
 class UploadRepository:

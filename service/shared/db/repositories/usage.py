@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, insert, select
 
 from service.shared.db.models import AttemptUsage, Job, JobOutcome
-from service.shared.db.models.base import ALL_PROJECTS
+from service.shared.db.models.base import EVERYBODY
 from service.shared.states import LEASED, JobState
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class UsageRepository:
         if projects is not None:
             recorded = recorded.where(AttemptUsage.project.in_(projects))
             # Chosen below: there are as many as workers, and SQLite would look for them in all jobs of the projects.
-            running = running.execution_options(**{ALL_PROJECTS: True})
+            running = running.execution_options(**EVERYBODY)
         found: defaultdict[tuple[str, date], float] = defaultdict(float)
         # Running ones first: one that ends between the two looks is then counted twice, for a moment, and not missed.
         for project, gpus, started_at, seen_at in self._session.execute(running):

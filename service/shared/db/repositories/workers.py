@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, bindparam, delete, func, select
 
 from service.shared.db.models import Job, Worker
-from service.shared.db.repositories.conflicts import insert_minding
+from service.shared.db.repositories.inserts import insert_minding
 from service.shared.states import LEASED
 
 if TYPE_CHECKING:
