@@ -85,9 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     if faults:
         sys.stderr.write("".join(f"cannot start: {line}\n" for fault in faults for line in fault.splitlines()))
         sys.exit(2)
-    with Path(os.devnull).open(
-        "wb"
-    ) as nowhere:  # Celery speaks there, in words of its own, of what the log has as well
+    # Celery speaks on stdout, in words of its own, of what the log has as well.
+    with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     work(settings, options.queue, found)
 

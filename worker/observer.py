@@ -109,23 +109,24 @@ class Observer:
     def _store(self, text: str, log_offset: int) -> None:
         if not self._pending and not text:
             return
+        steps = [step for event in self._pending if event.type is EventType.METRICS for step in _step_values(event)]
+        steps += self._vitals_after(steps)  # before others have to wait for this transaction
         with self._database.write() as unit:
-            self._write(unit)
+            self._write(unit, steps)
             if text:
                 unit.logs.append(self._job_id, self._epoch, text)
         self._pending.clear()
         self._log_offset = log_offset
 
-    def _write(self, unit: UnitOfWork) -> None:
+    def _write(self, unit: UnitOfWork, steps: list[StepValues]) -> None:
         listed = [event for event in self._pending if event.type not in NOT_LISTED]
         unit.events.append(
             self._job_id,
             self._epoch,
             [NewEvent(event.type, event.message, event.data, event.level) for event in listed],
         )
-        if metrics := [event for event in self._pending if event.type is EventType.METRICS]:
-            steps = [step for event in metrics for step in _step_values(event)]
-            unit.metrics.add_all(self._job_id, self._epoch, steps + self._vitals_after(steps))
+        if steps:
+            unit.metrics.add_all(self._job_id, self._epoch, steps)
         if state := _state_after(self._pending):
             unit.attempts.report(self._job_id, self._epoch, **state)
 
