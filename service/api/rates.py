@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from anyio import to_thread
 
 from service.shared.errors import TooManyRequestsError
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from service.shared.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -153,12 +152,9 @@ class Rates:
     async def _exchange(self, batch: dict[tuple[str, int], int]) -> None:
         """Add what was counted here to what all have counted, and take over the sums."""
         if self._broker is None:
-            self._broker = Redis.from_url(
-                client_url(self._broker_url),
-                socket_timeout=TIMEOUT_S,
-                socket_connect_timeout=TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),  # what was sent once may have been counted
-            )
+            self._broker = await to_thread.run_sync(_client, self._broker_url)
+        from redis.exceptions import TimeoutError as RedisTimeoutError
+
         async with self._broker.pipeline(transaction=False) as pipeline:
             for (name, window), count in batch.items():
                 pipeline.incrby(_key(name, window), count)
@@ -183,6 +179,20 @@ class Rates:
     def _leave_out(self, batch: dict[tuple[str, int], int]) -> None:
         self._unshared.subtract(batch)
         self._unshared += Counter()  # leaves out what is zero
+
+
+def _client(broker_url: str) -> Redis:
+    # Importing it takes time that no start, and no other request, should have to wait.
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    return Redis.from_url(
+        client_url(broker_url),
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),  # what was sent once may have been counted
+    )
 
 
 def client_url(broker_url: str) -> str:

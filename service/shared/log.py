@@ -21,7 +21,7 @@ _facts: dict[str, str] = {}
 
 
 def configure(level: str, process: str, secrets: Iterable[str] = ()) -> None:
-    """Send everything that this process logs or warns of to stderr as JSON lines, its end by an exception too.
+    """Send everything that this process logs to stderr as JSON lines; `catch_rest` adds what Python itself would say.
 
     Ids bound with `structlog.contextvars.bound_contextvars(job_id=...)` appear on every line within.
 
@@ -56,6 +56,7 @@ def configure(level: str, process: str, secrets: Iterable[str] = ()) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)  # else it speaks at each probe
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

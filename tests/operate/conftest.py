@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sys
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +30,15 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("SAM3_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _own_hooks() -> Iterator[None]:
+    """What a command that runs in this process sets for its end must not stay for other tests."""
+    hooks, thread_hook = sys.excepthook, threading.excepthook
+    yield
+    sys.excepthook, threading.excepthook = hooks, thread_hook
+    logging.captureWarnings(capture=False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
