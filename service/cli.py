@@ -24,15 +24,13 @@ from service.operate.doctor import doctor
 from service.server import Server, listening
 from service.shared import checks, tracing
 from service.shared import log as logs
-from service.shared.clock import SystemClock
 from service.shared.db import migrate as migrations
 from service.shared.db.repositories.quotas import Limits, limits_of
 from service.shared.errors import ServiceError, SettingsError, StorageError
-from service.shared.queue import CeleryQueue
 from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
 from service.shared.staging import delete_leftovers
-from service.shared.unit_of_work import Database, UnitOfWork
+from service.shared.unit_of_work import UnitOfWork, opened
 from service.usecases import access
 from service.usecases.access import Scope
 
@@ -171,12 +169,7 @@ def _shown(limits: Limits) -> str:
 
 @contextlib.contextmanager
 def _unit() -> Iterator[UnitOfWork]:
-    settings, clock = _settings(), SystemClock()
-    with (
-        contextlib.closing(CeleryQueue(settings, clock)) as queue,
-        contextlib.closing(Database(settings, clock, queue)) as database,
-        database.write() as unit,
-    ):
+    with opened(_settings()) as database, database.write() as unit:
         try:
             yield unit
         except ServiceError as error:

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from service.api.errors import METHODS
 from service.api.negotiation import preferred
+from service.shared.db.engine import MAX_CONNECTIONS
 from service.shared.queue import Task
 from service.shared.states import TERMINAL, JobState
 from service.shared.tallies import BUCKETS, OVERFLOW, TallyName
@@ -96,9 +97,8 @@ class _Process(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("sam3_build", "What runs", {"version": VERSION})
-        most = self._pool.size() + self._pool._max_overflow
         yield GaugeMetricFamily("sam3_database_connections", "In use by this process", self._pool.checkedout())
-        yield GaugeMetricFamily("sam3_database_connections_max", "That this process opens at most", most)
+        yield GaugeMetricFamily("sam3_database_connections_max", "That this process opens at most", MAX_CONNECTIONS)
         yield GaugeMetricFamily("sam3_streams", "Open at this process", self._broadcaster.followers)
         yield GaugeMetricFamily("sam3_streams_max", "That this process keeps open", self._settings.max_streams)
 

@@ -19,20 +19,18 @@ from sqlalchemy.exc import DBAPIError
 
 from service.shared import checks
 from service.shared import log as logs
-from service.shared.clock import SystemClock
 from service.shared.db.migrate import open_engine
 from service.shared.errors import ConflictError, ServiceError
-from service.shared.queue import CeleryQueue
 from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
 from service.shared.storage import Storage
-from service.shared.unit_of_work import Database
+from service.shared.unit_of_work import opened
 from service.shared.vault import KEY_FILE
 from service.usecases.stored_files import FOLDERS, damaged, orphans_of
 from service.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 MANIFEST = "backup.json"
 DATABASE = "service.db"
@@ -158,7 +156,7 @@ def _copy_database(settings: Settings, path: Path) -> None:
 
 def _compare(copied: Settings, storage: Storage) -> tuple[list[str], list[str]]:
     """Files that rows of the copied database name and the copy lacks, and those that it has beyond them."""
-    with _opened(copied) as database:
+    with opened(copied) as database:
         unneeded = [
             key
             for folder in FOLDERS
@@ -166,16 +164,6 @@ def _compare(copied: Settings, storage: Storage) -> tuple[list[str], list[str]]:
             for key in orphans_of(database, [file.key for file in page])
         ]
         return [file.key for file, _ in damaged(database, storage)], unneeded
-
-
-@contextlib.contextmanager
-def _opened(settings: Settings) -> Iterator[Database]:
-    clock = SystemClock()
-    with (
-        contextlib.closing(CeleryQueue(settings, clock)) as queue,
-        contextlib.closing(Database(settings, clock, queue)) as database,
-    ):
-        yield database
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,11 +7,10 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote, urlsplit
 
 import typer
 
@@ -23,16 +22,15 @@ from service.shared import checks
 from service.shared import log as logs
 from service.shared.checks import Level, fault, ok
 from service.shared.errors import ServiceError, SettingsError
+from service.shared.redaction import redactor, secrets_of
 from service.shared.settings import Settings, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from service.shared.checks import Check, Finding
 
 CHECK_TIMEOUT_S = 5.0
-SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
-SHORTEST_SECRET = 4  # what is shorter would be found in words that are none
 MARKS = {Level.OK: "ok", Level.WARNING: "warning", Level.FAULT: "FAULT"}
 
 
@@ -107,7 +105,8 @@ def examine(process: Process | None = None) -> Report:
         process = Process.SERVE if settings.database_url.startswith("sqlite") else Process.API
     chosen = _serving(settings) if process is Process.SERVE else CHECKS[process]
     found = [ok("settings", "can be read"), *run_all(settings, chosen, CHECK_TIMEOUT_S)]
-    return Report(process, [_without_secrets(finding, settings) for finding in found])
+    hide = redactor(secrets_of(settings, os.environ))  # errors of libraries tell what they were given
+    return Report(process, [replace(each, message=hide(each.message), advice=hide(each.advice)) for each in found])
 
 
 def run_all(settings: Settings, chosen: Sequence[Check], timeout_s: float) -> list[Finding]:
@@ -187,22 +186,6 @@ def _is_api(settings: Settings) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _without_secrets(finding: Finding, settings: Settings) -> Finding:
-    """The finding, in which nothing stands that others must not see, whoever wrote the error it tells of."""
-    urls = (settings.database_url, settings.broker_url)
-    known = [urlsplit(url).password or "" for url in urls]
-    known += [os.environ.get(name, "") for name in SECRET_VARIABLES] + settings.secret_key.split(",")
-    forms = {form for secret in known for form in (secret, quote(secret, safe="")) if len(secret) >= SHORTEST_SECRET}
-    hide: Callable[[str], str] = lambda text: _replaced(text, forms)  # noqa: E731
-    return checks.Finding(finding.check, finding.level, hide(finding.message), hide(finding.advice), finding.may_pass)
-
-
-def _replaced(text: str, secrets: set[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 def _table(report: Report) -> str:

@@ -17,15 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.shared import checks
 from service.shared import log as logs
-from service.shared.clock import SystemClock
 from service.shared.errors import ConflictError, ServiceError
-from service.shared.queue import CeleryQueue
 from service.shared.redaction import secrets_of
 from service.shared.scratch import remove_abandoned
 from service.shared.settings import load
 from service.shared.staging import leftovers
 from service.shared.storage import Storage
-from service.shared.unit_of_work import Database
+from service.shared.unit_of_work import opened
 from service.usecases.stored_files import FOLDERS, damaged, delete_orphans, orphans_of, recognises
 
 if TYPE_CHECKING:
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from service.shared.settings import Settings
+    from service.shared.unit_of_work import Database
 
 SHOWN = 20
 PROGRESS_EVERY = 20_000
@@ -90,11 +89,7 @@ def gc(
         settings = load()
         logs.configure("ERROR", "gc", secrets_of(settings, os.environ))
         checks.require(settings, checks.database)
-        clock = SystemClock()
-        with (
-            contextlib.closing(CeleryQueue(settings, clock)) as queue,
-            contextlib.closing(Database(settings, clock, queue)) as database,
-        ):
+        with opened(settings) as database:
             summary = collect(
                 settings,
                 database,

@@ -203,7 +203,7 @@ def _server(connection: Connection) -> Iterator[Finding]:
     if number < OLDEST_POSTGRESQL * 10_000:
         yield fault("database", f"PostgreSQL {version} is too old", f"upgrade it to {OLDEST_POSTGRESQL} or later")
     elif connection.execute(text("SHOW lock_timeout")).scalar() != "10s":
-        advice = "connect to PostgreSQL directly: a pooler in between drops what is set at start"
+        advice = "a pooler in between drops what is set at start: set SAM3_DATABASE_POOLER=true"
         yield fault("database", "the database does not keep this service's lock_timeout", advice)
     else:
         yield ok("database", f"PostgreSQL {version}")

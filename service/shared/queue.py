@@ -58,6 +58,10 @@ QUEUES = {
 }
 
 
+KINDS = tuple(dict.fromkeys(QUEUES.values()))
+"""Of workers."""
+
+
 class Queue(Protocol):
     """What the service needs of a broker."""
 

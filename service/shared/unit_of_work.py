@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import event
 from sqlalchemy.orm import LoaderCriteriaOption, ORMExecuteState, Session, UOWTransaction, with_loader_criteria
 
+from service.shared.clock import SystemClock
 from service.shared.db.migrate import open_engine
 from service.shared.db.models import Export, OfProject, Prediction, WebhookDelivery
 from service.shared.db.models.base import ALL_PROJECTS, DEFAULT_PROJECT, PROJECT
@@ -40,7 +41,7 @@ from service.shared.db.repositories.uploads import UploadRepository
 from service.shared.db.repositories.usage import UsageRepository
 from service.shared.db.repositories.webhooks import MAX_TRIES, DeliveryRepository, RetrySchedule, WebhookRepository
 from service.shared.db.repositories.workers import WorkerRepository
-from service.shared.queue import Task
+from service.shared.queue import CeleryQueue, Task
 from service.shared.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -155,6 +156,14 @@ class _Counter:
     def add_one(self) -> None:
         with self._lock:
             self.value += 1
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Database]:
+    """The database of an installation for a command, which closes it."""
+    clock = SystemClock()
+    with closing(CeleryQueue(settings, clock)) as queue, closing(Database(settings, clock, queue)) as database:
+        yield database
 
 
 class Database:

@@ -85,12 +85,17 @@ class StorageWatch:
 
     def ask(self) -> bool:
         """Ask storage; all who ask within a second get one answer, since anybody may."""
+        is_due = self._is_due(PROBED_EVERY_S)
+        return self._look() if is_due or self._answer is None else self._answer
+
+    def _is_due(self, every_s: float) -> bool:
+        """Whether it was not asked for so long; whoever is told so asks."""
         with self._lock:
             now = self._clock.monotonic()
-            if self._answer is not None and self._asked_at is not None and now - self._asked_at < PROBED_EVERY_S:
-                return self._answer
+            if self._asked_at is not None and now - self._asked_at < every_s:
+                return False
             self._asked_at = now
-        return self._look()
+            return True
 
     def _look(self) -> bool:
         try:
@@ -103,11 +108,6 @@ class StorageWatch:
 
     def recall(self) -> bool | None:
         """The last answer; None before the first. If that was long ago, the next scrape gets a new one."""
-        with self._lock:
-            now = self._clock.monotonic()
-            is_old = self._asked_at is None or now - self._asked_at >= STORAGE_ASKED_EVERY_S
-            if is_old:
-                self._asked_at = now
-        if is_old:
+        if self._is_due(STORAGE_ASKED_EVERY_S):
             threading.Thread(target=self._look, name="storage-watch", daemon=True).start()
         return self._answer

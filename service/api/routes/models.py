@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from service.api.answers import POLLED
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, ReadUnit, WriteUnit
 from service.api.downloads import Download, archived, download_responses, send, stored
@@ -30,7 +31,6 @@ Format = Annotated[
         "Sam3Model of transformers. merged: one safetensors file of the base with the adapter folded in.",
     ),
 ]
-POLL_AFTER_S = 5
 
 
 @router.get("", responses=problem_responses(404, 422, 503))
@@ -93,7 +93,7 @@ def export_model(
         raise ExportFailedError(f"The {form} form of model {model_id} could not be made: {reason}")
     if export.state is not WorkState.SUCCEEDED:
         body = export_read(export).model_dump(mode="json")
-        return JSONResponse(body, 202, {"Retry-After": str(POLL_AFTER_S)})
+        return JSONResponse(body, 202, POLLED)
     return send(request, conditions, _made(found.storage, export))
 
 

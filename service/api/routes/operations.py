@@ -11,7 +11,7 @@ from service.api.exposition import OPENMETRICS, PLAIN
 from service.api.schemas.lists import Read
 from service.api.schemas.operations import QueueRead, WorkerList, queue_read, worker_read
 from service.shared.db.migrate import Schema, schema_of
-from service.shared.queue import Task
+from service.shared.queue import KINDS, Task
 from service.usecases.queue import overview
 from service.version import VERSION
 
@@ -103,7 +103,7 @@ def _database_checks(found: Services) -> dict[str, Health]:
                 return {"database": "failed"}
             alive = {
                 f"{kind}_workers": unit.workers.count_alive(kind, within_s=found.settings.lease_timeout_s)
-                for kind in ("gpu", "cpu", "predict")
+                for kind in KINDS
             }
     except SQLAlchemyError:
         return {"database": "failed"}

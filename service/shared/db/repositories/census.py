@@ -19,6 +19,7 @@ from service.shared.db.models import (
     Worker,
 )
 from service.shared.db.repositories.datasets import UNFINISHED
+from service.shared.queue import KINDS
 from service.shared.states import LEASED, LIVE, JobState, WorkState
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from service.shared.clock import Clock
 
-KINDS = ("gpu", "cpu", "predict")
 WORK: dict[str, type[Prediction | Export | Comparison]] = {
     "prediction": Prediction,
     "export": Export,
