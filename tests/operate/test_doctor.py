@@ -94,6 +94,12 @@ def test_the_table_says_what_to_do(production: Settings, monkeypatch: pytest.Mon
     assert run("--strict").exit_code == 1
 
 
+def test_it_is_for_the_process_that_is_named(production: Settings) -> None:
+    report = json.loads(run("--process", "reconciler", "--json").stdout)
+    assert report["process"] == "reconciler"
+    assert {"data_dir", "port"}.isdisjoint(each["check"] for each in report["checks"])
+
+
 def test_wrong_settings_are_all_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_environment(monkeypatch, data_dir=tmp_path, port="x", self_fence_s=40, no_such="1")
     result = run("--json")

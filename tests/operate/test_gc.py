@@ -227,6 +227,30 @@ def test_the_command_prints_json_and_its_status_says_what_it_found(
     assert (result.exit_code, "no schema yet" in result.stderr) == (2, True)
 
 
+def test_the_command_deletes_only_what_is_old_enough_and_what_is_known_unless_it_is_forced(
+    full: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def count(*arguments: str) -> int:
+        result = CliRunner().invoke(app, ["gc", "--json", *arguments])
+        assert result.exit_code == 0, result.stderr
+        return int(json.loads(result.stdout)["orphans"]["count"])
+
+    put(full.storage, *ORPHANS)
+    age(full.settings)
+    set_environment(monkeypatch, data_dir=full.settings.data_dir, database_url=full.settings.database_url)
+    assert count("--older-than", "1000000") == 0
+    assert count("--older-than", "1") == len(ORPHANS)
+    other = Settings(data_dir=full.settings.data_dir, database_url=f"sqlite:///{tmp_path}/empty.db")
+    upgrade(other)
+    set_environment(monkeypatch, data_dir=other.data_dir, database_url=other.database_url)
+    kept = keys_of(full.storage)
+    assert CliRunner().invoke(app, ["gc", "--older-than", "1"]).exit_code == 2
+    assert keys_of(full.storage) == kept
+    age(full.settings)
+    assert count("--older-than", "1", "--force") == len(kept)
+    assert not keys_of(full.storage)
+
+
 def test_on_a_bucket(s3: S3Server, tmp_path: Path) -> None:
     with filled(Settings(data_dir=tmp_path / "data", **s3.settings("gc")), tmp_path) as full:
         kept = keys_of(full.storage)

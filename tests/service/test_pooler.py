@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from sqlalchemy import text
 
 from service.shared.clock import SystemClock
-from service.shared.db.migrate import upgrade
+from service.shared.db.migrate import open_engine, upgrade
 from service.shared.settings import Settings
 from service.shared.states import JobState
 from service.shared.unit_of_work import Database
@@ -20,7 +20,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import psycopg
+
 CONNECTIONS, PROCESSES, JOBS = 4, 12, 60
+
+
+def test_nothing_is_kept_on_a_connection(tmp_path: Path, postgres_url: str) -> None:  # noqa: F811
+    """What PgBouncer would refuse or lose, also where none is at hand to show it."""
+    for pooler in (True, False):
+        engine = open_engine(Settings(data_dir=tmp_path, database_url=postgres_url, database_pooler=pooler))
+        with engine.connect() as connection:
+            assert connection.execute(text("SHOW lock_timeout")).scalar() == "10s"
+            driven = cast("psycopg.Connection[object]", connection.connection.driver_connection)
+            assert ("options" in driven.info.get_parameters()) is not pooler
+            assert (driven.prepare_threshold is None) is pooler
+        engine.dispose()
 
 
 @pytest.fixture

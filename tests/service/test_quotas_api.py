@@ -549,6 +549,9 @@ def test_the_command_line_sets_and_lists(tmp_path: Path) -> None:
 
     command("set", "ours", "--active-jobs", "3", "--running-gpus", "2")
     assert command("list").splitlines() == ["*  max_datasets=9", "ours  max_active_jobs=3 max_running_gpus=2"]
+    rest = ("--gpu-seconds-per-month", "4", "--stored-bytes", "5", "--datasets", "6")
+    command("set", "ours", *rest)
+    assert command("list").splitlines()[1] == "ours  max_gpu_seconds_per_month=4 max_stored_bytes=5 max_datasets=6"
     command("remove", "ours")
     assert command("list").splitlines() == ["*  max_datasets=9"]
 
