@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -181,23 +183,25 @@ def test_api_processes_agree_and_look_only_every_few_seconds(both: Api) -> None:
 
 def test_folding_changes_no_sum_while_others_count_and_look(settings: Settings) -> None:
     database = Database(settings, SystemClock(), FakeQueue())
-    stop, sums = threading.Event(), []
+    stop, sums, counts = threading.Event(), [], [0, 0]
 
-    def count() -> None:
+    def count(nth: int) -> None:
         while not stop.is_set():
             with database.write() as unit:
                 unit.tallies.count(TallyName.GPU_SECONDS, amount=0.5)
                 unit.tallies.observe(TallyName.QUEUE_WAIT, 3)
+            counts[nth] += 1
 
     def look() -> None:
         while not stop.is_set():
             with database.read() as unit:
                 sums.append(sum(total.number for total in unit.tallies.totals()))
 
-    threads = [threading.Thread(target=work) for work in (count, count, look)]
+    threads = [threading.Thread(target=work) for work in (partial(count, 0), partial(count, 1), look)]
     for thread in threads:
         thread.start()
-    for _ in range(20):
+    deadline = time.monotonic() + 60
+    while min(counts) < 15 and time.monotonic() < deadline:
         with database.write() as unit:
             unit.tallies.fold()
     stop.set()
@@ -212,7 +216,7 @@ def test_folding_changes_no_sum_while_others_count_and_look(settings: Settings) 
     database.close()
     assert after == before
     counted, waited = after[TallyName.GPU_SECONDS, ""], after[TallyName.QUEUE_WAIT, "5"]
-    assert counted.number == waited.number > 20
+    assert counted.number == waited.number == sum(counts) >= 30
     assert (counted.amount, waited.amount) == (counted.number * 0.5, waited.number * 3)
     assert sums == sorted(sums)
 

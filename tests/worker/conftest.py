@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
     from service.shared.queue import Task
 
-# A minute of the real protocol in a few seconds; the rules between the times hold.
+# A minute of the real protocol in a few seconds; the rules between the times hold. A lease outlasts what a busy machine
+# may take to wake a thread and to sync a disk: seconds.
 FAST = {
     "heartbeat_interval_s": 0.2,
-    "self_fence_s": 1.5,
+    "self_fence_s": 5.0,
     "kill_grace_s": 1.0,
-    "lease_timeout_s": 3.0,
+    "lease_timeout_s": 7.0,
     "terminate_grace_s": 2.0,
     "poll_interval_s": 0.5,
     "reconcile_interval_s": 0.2,

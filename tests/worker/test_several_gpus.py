@@ -15,10 +15,10 @@ import pytest
 from sam3_lora.config import JobConfig
 from sam3_lora.synthetic.coco_export import write_dataset
 from service.shared.states import JobState
+from tests.stack import wait_until
 from tests.worker import trainers
 from tests.worker.conftest import add_dataset, add_job, both_databases, job_of, zip_folder
 from tests.worker.test_training_runner import Rig, rig  # noqa: F401
-from tests.worker.test_worker_process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -147,7 +147,7 @@ def test_trainer_gets_a_run_configuration_with_the_splits_of_the_dataset(rig: Ri
     assert os.path.isfile(d["train_ann_file"]) and os.path.isdir(d["train_img_folder"])
     assert "/valid" in d["val_ann_file"]
     assert config["model"] == {"base": "sam3-tiny", "checkpoint": None, "adapter": None}
-    assert sys.argv[sys.argv.index("--lease-timeout") + 1] == "1.5"
+    assert sys.argv[sys.argv.index("--lease-timeout") + 1] == "5"
     say("error", "as expected", "error", code="diverged", hint="try less", retryable=False); sys.exit(10)
     """
     job = rig.run(body)

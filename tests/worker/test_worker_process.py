@@ -20,11 +20,12 @@ from service.shared.queue import CeleryQueue, Task
 from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
 from service.usecases.actions import cancel_job
+from tests.stack import wait_until
 from tests.worker import trainers
 from tests.worker.conftest import add_dataset, add_job, job_of, zip_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from service.shared.settings import Settings
     from service.shared.storage import Storage
@@ -113,13 +114,6 @@ def reconciling(settings: Settings, storage: Storage, queue: CeleryQueue) -> Ite
         stop.set()
         thread.join()
         database.close()
-
-
-def wait_until(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def freeze(worker: subprocess.Popen[bytes], database: Database) -> None:
