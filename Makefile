@@ -6,6 +6,8 @@ DATASET ?=
 PORT ?= 8000
 NAME ?=
 ARGS ?=
+# One process per core; what tests of a file share is made once. A process with torch and its servers takes 2 GB.
+PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 
@@ -29,10 +31,10 @@ serve: setup ## Start the service on this machine (PORT=8000), with broker and w
 	@$(BIN)/sam3-service serve --port $(PORT) $(ARGS)
 
 test: setup ## Run every test that needs no GPU and is not slow
-	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(PYTEST) -m 'not slow and not gpu' $(ARGS)
 
 test-all: setup ## Run every test that needs no GPU
-	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+	$(PYTEST) -m 'not gpu' $(ARGS)
 
 test-gpu: setup ## Run the tests that need CUDA
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -13,6 +13,7 @@ HELPERS = (
     "apart",
     "api_process",
     "bare_handler",
+    "environments",
     "full_size",
     "http_load",
     "live_job",
@@ -23,10 +24,12 @@ HELPERS = (
 
 def benchmarks() -> dict[str, str]:
     """First line of every benchmark's docstring by name, read without importing torch."""
-    files = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in HELPERS)
+    here = Path(__file__).parent
+    files = {path.stem: path for path in here.glob("*.py") if path.stem not in HELPERS}
+    files |= {path.parent.name: path for path in here.glob("*/__init__.py")}
     texts = {
-        path.stem.replace("_", "-"): ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        for path in files
+        name.replace("_", "-"): ast.get_docstring(ast.parse(files[name].read_text(encoding="utf-8"))) or ""
+        for name in sorted(files)
     }
     return {name: text.partition("\n")[0] for name, text in texts.items()}
 

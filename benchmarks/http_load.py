@@ -12,11 +12,25 @@ from statistics import median, quantiles
 
 @dataclass(frozen=True)
 class Load:
-    """What a server answered. Latencies in seconds."""
+    """What a server answered, in so many seconds. Latencies in seconds, sorted."""
 
-    per_second: float
-    p50_s: float
-    p99_s: float
+    seconds: float
+    latencies_s: list[float]
+
+    @property
+    def per_second(self) -> float:
+        return len(self.latencies_s) / self.seconds
+
+    @property
+    def p50_s(self) -> float:
+        return median(self.latencies_s)
+
+    @property
+    def p99_s(self) -> float:
+        return quantiles(self.latencies_s, n=100)[98]
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.seconds + other.seconds, sorted(self.latencies_s + other.latencies_s))
 
     def to_dict(self) -> dict[str, float]:
         return {
@@ -80,8 +94,7 @@ def drive(
         thread.join()
     if faults:
         raise RuntimeError(faults[0])
-    every = sorted(each for part in latencies for each in part)
-    return Load(len(every) / seconds, median(every), quantiles(every, n=100)[98])
+    return Load(seconds, sorted(each for part in latencies for each in part))
 
 
 def _answer(connection: socket.socket) -> bytes:

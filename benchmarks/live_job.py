@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from sam3_lora.events import Event, EventType
 from service.shared.clock import SystemClock
 from service.shared.db.migrate import upgrade
 from service.shared.db.models import Dataset, Job
@@ -10,6 +13,9 @@ from service.shared.queue import CeleryQueue
 from service.shared.settings import Settings
 from service.shared.states import JobState
 from service.shared.unit_of_work import Database
+from worker.observer import Observer
+
+METRICS = 15  # of a step, about as many as a run has
 
 
 def open_database(settings: Settings) -> Database:
@@ -45,3 +51,19 @@ def running_job(database: Database) -> Job:
     if claimed is None or claimed.id != job.id:
         raise RuntimeError("another job was claimed")
     return claimed
+
+
+def observer_of(database: Database, job: Job, log: Path) -> Observer:
+    """What stores the events of a job's trainer and its new log."""
+    log.touch()
+    return Observer(database, job, log, publish=lambda _: None, publish_artifact=lambda _: None)
+
+
+def tell(observer: Observer, log: Path, step: int) -> None:
+    """What a trainer says of a step; it is stored by the observer's next flush."""
+    values = {f"train/metric_{number}": step / (number + 1) for number in range(METRICS)}
+    observer(Event(EventType.METRICS, data={"step": step, "epoch": 1, "values": values}))
+    progress = {"percent": 10.0, "epoch": 1, "epochs": 2, "step": step, "steps": 3600, "eta_s": 60.0}
+    observer(Event(EventType.PROGRESS, data=progress))
+    with log.open("a") as file:
+        file.write(f"step {step}: loss 0.1234, learning rate 1e-4, 4.2 images/s\n")

@@ -6,11 +6,12 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.environments import python_with
 
 MLFLOW = "mlflow==3.17.2"
 START_TIMEOUT_S = 120.0
@@ -19,7 +20,7 @@ START_TIMEOUT_S = 120.0
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
     """Address of MLflow's server with an SQLite store in the folder."""
-    python = _mlflow_python()
+    python = python_with(MLFLOW)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,18 +41,6 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)
         process.wait()
-
-
-def _mlflow_python() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    environment = cache / "sam3-lora" / "benchmarks" / MLFLOW
-    python = environment / "bin" / "python"
-    if not (environment / "installed").exists():
-        print(f"  installing {MLFLOW} into {environment}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", MLFLOW], check=True)
-        (environment / "installed").touch()
-    return python
 
 
 def _answers(address: str) -> bool:

@@ -21,8 +21,7 @@ from sqlalchemy import text
 
 from benchmarks import record
 from benchmarks.list_scale import fill
-from benchmarks.live_job import open_database
-from sam3_lora.events import Event, EventType
+from benchmarks.live_job import observer_of, open_database, tell
 from service.reconciler import Reconciler
 from service.shared.clock import SystemClock
 from service.shared.db.models import Job
@@ -33,9 +32,7 @@ from service.shared.states import JobState
 from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from tests.servers import fresh_database, postgres_server
-from worker.observer import Observer
 
-METRICS = 15  # of a step, about as many as a run has
 POINTS = 2000  # of each metric of a run, at most
 GPUS = (10, 100, 1000)
 JOB_S, STEP_S, BEAT_S, POLL_S, ASKED_EVERY_S = 3600.0, 1.0, 5.0, 30.0, 5.0
@@ -102,12 +99,14 @@ def measure(
 
     folder = settings.data_dir / "logs"
     folder.mkdir()
-    observers = [_observer(database, job, folder / job.id) for job in jobs]
+    observers = [observer_of(database, job, folder / job.id) for job in jobs]
     seconds = iter(range(10**9))
 
     def train_for_a_second() -> None:
         number = next(seconds)
-        _step(observers[number % len(jobs)], folder / jobs[number % len(jobs)].id, number // len(jobs))
+        observer = observers[number % len(jobs)]
+        tell(observer, folder / jobs[number % len(jobs)].id, number // len(jobs))
+        observer.flush()
 
     def read() -> None:
         with database.read() as unit:
@@ -125,9 +124,9 @@ def measure(
         "job from creation to its end, without its run": meter.cost(lambda: _live(database, jobs[0]), times // 4),
     }
     before = meter.size()
-    observer = _observer(database, jobs[0], folder / "whole")
+    observer = observer_of(database, jobs[0], folder / "whole")
     for step in range(10**6, 10**6 + POINTS):
-        _tell(observer, folder / "whole", step)
+        tell(observer, folder / "whole", step)
     observer.finish()
     return costs, {"points of a run in the database, bytes": float(meter.size() - before)}
 
@@ -214,25 +213,6 @@ def _live(database: Database, like: Job) -> None:
         raise RuntimeError("there is no job to claim")
     with database.write() as unit:
         unit.attempts.finish(job.id, job.epoch, JobState.SUCCEEDED, result={"steps": 1})
-
-
-def _observer(database: Database, job: Job, log: Path) -> Observer:
-    log.touch()
-    return Observer(database, job, log, publish=lambda _: None, publish_artifact=lambda _: None)
-
-
-def _step(observer: Observer, log: Path, step: int) -> None:
-    _tell(observer, log, step)
-    observer.flush()
-
-
-def _tell(observer: Observer, log: Path, step: int) -> None:
-    values = {f"train/metric_{number}": step / (number + 1) for number in range(METRICS)}
-    observer(Event(EventType.METRICS, data={"step": step, "epoch": 1, "values": values}))
-    progress = {"percent": 10.0, "epoch": 1, "epochs": 2, "step": step, "steps": 3600, "eta_s": 60.0}
-    observer(Event(EventType.PROGRESS, data=progress))
-    with log.open("a") as file:
-        file.write(f"step {step}: loss 0.1234, learning rate 1e-4, 4.2 images/s\n")
 
 
 def _endless(jobs: list[Job]) -> Iterator[Job]:

@@ -137,6 +137,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         openapi_tags=TAGS,
         servers=[{"url": "/v1"}, {"url": "/"}],
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # `tracing` and `Exposition` do it
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )

@@ -23,10 +23,24 @@ COMMAND = [sys.executable, "-c", "import sys; from redbot.cli import main; sys.e
 FINE = {"GOOD", "INFO"}
 # The files of these tests are as short as the range that is asked for.
 WHOLE_FILE = "The partial response has a Content-Length equal to the full response."
+WRONG_PART = "A ranged request returned partial content, but it was incorrect."
+TRIES = 5
 
 
 def notes(url: str) -> dict[str, str]:
-    """What the linter says about an address: each summary with its level."""
+    """What the linter says about an address: each summary with its level.
+
+    It asks for a part that begins at any of the pieces in which the whole came, and expects a byte too few where that
+    piece was shorter than 97 bytes: then it is asked again.
+    """
+    for _ in range(TRIES):
+        said = _notes(url)
+        if WRONG_PART not in said:
+            break
+    return said
+
+
+def _notes(url: str) -> dict[str, str]:
     done = subprocess.run([*COMMAND, url], capture_output=True, text=True, timeout=60, check=True)
     first: dict[str, Any] = json.loads(done.stdout)["log"]["entries"][0]
     return {note["summary"]: note["level"] for note in first["_red_messages"]}

@@ -25,7 +25,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", "
 def storable(value: Any) -> Any:
     """Copy of a JSON value whose strings any database can hold; what it cannot becomes U+FFFD."""
     if isinstance(value, str):
-        return UNSTORABLE.sub("\ufffd", value)
+        return value if value.isascii() and "\0" not in value else UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, dict):
         return {storable(key): storable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
