@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmarks import record
 from benchmarks.list_scale import PROJECTS, fill
+from benchmarks.live_job import NoQueue
 from service.shared.clock import SystemClock
 from service.shared.settings import Settings
 from service.shared.states import JobState
 from service.shared.unit_of_work import Database
 from tests.servers import fresh_database, postgres_server
-from tests.worker.conftest import RecordingQueue
 
 HELD = 20  # jobs that run at any time
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
                     data_dir = Path(folder) / f"{kind}-{count}"
                     settings = Settings(data_dir=data_dir, database_url=url if kind == "postgresql" else "")
                     fill(settings, count, "queued")
-                    database = Database(settings, SystemClock(), RecordingQueue())
+                    database = Database(settings, SystemClock(), NoQueue())
                     rows.append({"database": kind, "queued": count, **measure(database, options.claims)})
                     database.close()
                     print(f"  {rows[-1]}", flush=True)

@@ -21,12 +21,11 @@ from sqlalchemy import text
 
 from benchmarks import record
 from benchmarks.list_scale import fill
-from benchmarks.live_job import observer_of, open_database, tell
+from benchmarks.live_job import NoQueue, observer_of, open_database, tell
 from service.reconciler import Reconciler
 from service.shared.clock import SystemClock
 from service.shared.db.models import Job
 from service.shared.ids import new_id
-from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import JobState
 from service.shared.storage import Storage
@@ -45,19 +44,6 @@ class Cost:
     wait_ms: float
     cpu_ms: float
     log_bytes: float
-
-
-class NoQueue:
-    """No broker: what it costs is small, and not PostgreSQL's."""
-
-    def ring(self, task: Task, *resource_ids: str) -> bool:
-        return True
-
-    def depth(self, task: Task) -> int | None:
-        return 0
-
-    def close(self) -> None:
-        pass
 
 
 def main(arguments: list[str]) -> int:

@@ -95,7 +95,7 @@ def measure(settings: Settings, python: Path, options: argparse.Namespace) -> di
             stderr=subprocess.DEVNULL,
         )
     database.close()
-    return json.loads(figures.read_text()) | memory.figures()
+    return {**json.loads(figures.read_text()), **memory.figures()}
 
 
 def _dataset(database: Database) -> str:
