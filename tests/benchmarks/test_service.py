@@ -33,3 +33,14 @@ def test_requests_are_counted_on_both_databases_beside_the_bare_handler(tmp_path
     measured = [(row["server"], row["operation"]) for row in rows]
     assert measured == [(server, operation) for server in ("sqlite", "postgresql") for operation in operations]
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+
+
+def test_projects_share_a_backlog_equally_on_both_databases(tmp_path: Path):
+    few = ("--few", 150, "--many", 300, "--claims", 120)
+    done = run("backlog", *few, "--output", tmp_path / "backlog.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "backlog-apart ratio=1.00 target=1.00 (at most)"
+    rows = json.loads((tmp_path / "backlog.json").read_text())["rows"]
+    assert [(row["database"], row["queued"]) for row in rows] == [
+        (database, count) for database in ("sqlite", "postgresql") for count in (150, 300)
+    ]
