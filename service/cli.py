@@ -13,7 +13,6 @@ from typing import Annotated
 
 import structlog
 import typer
-import uvicorn
 
 from service import reconciler as reconciler_process
 from service.embedded import database_to_migrate, serve
@@ -21,7 +20,7 @@ from service.main import create_app
 from service.operate import gc as gc_command
 from service.operate.backup import backup
 from service.operate.doctor import doctor
-from service.server import Server, listening
+from service.server import Server, configured, listening
 from service.shared import checks, tracing
 from service.shared import log as logs
 from service.shared.db import migrate as migrations
@@ -59,15 +58,7 @@ def api() -> None:
         application.state.services.storage.check()
     except StorageError as error:  # it may come back: until then /readyz says so
         log.error("storage_unusable", error=error.message)
-    config = uvicorn.Config(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-    )
+    config = configured(application, host=settings.host, port=settings.port, timeout_graceful_shutdown=10)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each stream is one; the usual soft limit is 1024
     gc.collect()
