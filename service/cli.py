@@ -26,6 +26,7 @@ from service.shared import log as logs
 from service.shared.db import migrate as migrations
 from service.shared.db.repositories.quotas import Limits, limits_of
 from service.shared.errors import ServiceError, SettingsError, StorageError
+from service.shared.private_files import keep_private
 from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
 from service.shared.staging import delete_leftovers
@@ -35,6 +36,12 @@ from service.usecases.access import Scope
 
 log = structlog.get_logger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoRA training service.")
+
+
+@app.callback()
+def prepare() -> None:
+    """The SAM3 LoRA training service."""
+    keep_private()
 
 
 @app.command()

@@ -28,6 +28,7 @@ from service.shared import log as logs
 from service.shared.clock import SystemClock
 from service.shared.errors import SettingsError
 from service.shared.ids import new_id
+from service.shared.private_files import keep_private
 from service.shared.queue import CeleryQueue, celery_app
 from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
@@ -60,6 +61,7 @@ GPU, CPU, PREDICT = "gpu", "cpu", "predict"
 
 def main(arguments: list[str] | None = None) -> None:
     """Work until SIGTERM; then put the work in progress back and exit."""
+    keep_private()
     parser = argparse.ArgumentParser(prog="worker.app", description="Run a worker of the training service.")
     parser.add_argument("--queue", choices=[GPU, CPU, PREDICT], required=True, help=HELP)
     parser.add_argument("--gpus", type=int, help=HELP_GPUS)
