@@ -113,9 +113,8 @@ def list_keys() -> None:
         for key in unit.api_keys.list():
             state = "revoked" if key.revoked_at else "active"
             used = "never" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}"
-            typer.echo(
-                f"{key.id}  ...{key.hint}  {key.project or '*'}  {','.join(key.scopes)}  {state}  {used}  {key.name}"
-            )
+            about = f"{key.project or '*'}  {','.join(key.scopes)}  {state}  {used}  {_plain(key.name)}"
+            typer.echo(f"{key.id}  ...{key.hint}  {about}")
 
 
 @keys.command("revoke")
@@ -123,6 +122,11 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="Id of the key.")]) ->
     """Revoke a key at once."""
     with _unit() as unit:
         access.revoke_key(unit, access.EVERYTHING, key_id)
+
+
+def _plain(text: str) -> str:
+    """Text of a client with what a terminal would obey made visible."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 quotas = typer.Typer(no_args_is_help=True, help="What projects may use.")

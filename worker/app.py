@@ -43,6 +43,7 @@ from worker.ingest import IngestRunner
 from worker.predictor import PredictRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
+from worker.supervisor import leave_hub_out
 from worker.tasks import compare, deliver, estimate, export, ingest, predict, training
 from worker.webhooks import DeliveryRunner, Senders
 from worker.workspace import Workspace
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         logs.configure(settings.log_level, f"{options.queue}-worker", secrets_of(settings, os.environ))
         logs.catch_rest()
         checks.require(settings, checks.data_dir, checks.database)
+        if not settings.checkpoint_from_hub:
+            leave_hub_out(os.environ)
     except SettingsError as error:
         faults.append(error.message)
     if faults:
