@@ -64,6 +64,18 @@ lock: ## Write requirements.lock from a fresh environment
 	$(VENV)-lock/bin/pip freeze --exclude sam3-lora-service --exclude-editable > requirements.lock
 	rm -rf $(VENV)-lock
 
+# Tools of their own environment: what they bring along is no part of what they look at.
+$(VENV)-audit/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'cyclonedx-bom>=7.5,<8'
+	@touch $@
+
+audit: $(VENV)-audit/.installed ## Ask the index which versions in requirements.lock have known vulnerabilities
+	$(VENV)-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip $(ARGS)
+
+sbom: setup $(VENV)-audit/.installed ## Write sbom.json (CycloneDX) of what is installed, with licences
+	$(VENV)-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python $(ARGS)
+
 bench: setup ## List the benchmarks, or run one (NAME=learning)
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
@@ -71,6 +83,6 @@ pretrain: setup ## Pretrain sam3-tiny again (hours on a CPU)
 	$(BIN)/python -m pretraining.sam3_tiny $(ARGS)
 
 clean: ## Remove the environment and all caches; data stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-audit sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help setup demo serve test test-all test-gpu format lint types contracts drift check lock bench pretrain clean
+.PHONY: help setup demo serve test test-all test-gpu format lint types contracts drift check lock audit sbom bench pretrain clean

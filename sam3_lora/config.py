@@ -224,7 +224,7 @@ class TrainingConfig(Section):
     """Passes over the training images."""
     max_steps: int | None = Field(None, ge=1, le=10_000_000)
     """Optimiser steps after which training ends, if that is earlier."""
-    max_seconds: Float | None = Field(None, gt=0)
+    max_seconds: Float | None = Field(None, gt=0, le=1e9)
     """Seconds of training after which it ends early and well: evaluated, saved, succeeded. None: no limit."""
     batch_size: int = Field(2, ge=1, le=256)
     """Images per micro-batch and process (the model's batch is their number of queries)."""
@@ -238,7 +238,7 @@ class TrainingConfig(Section):
     """Course of the learning rate after warm-up."""
     warmup_steps: int = Field(20, ge=0, le=1_000_000)
     """Optimiser steps of linear warm-up (at most a tenth of all steps)."""
-    max_grad_norm: Float = Field(0.1, ge=0)
+    max_grad_norm: Float = Field(0.1, ge=0, le=1e6)
     """Gradients are clipped to this L2 norm; 0: not clipped."""
     use_amp: bool = True
     """Automatic mixed precision. A device without instructions for bfloat16 (a CPU with AVX2 alone, a GPU before

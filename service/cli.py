@@ -13,7 +13,6 @@ from typing import Annotated
 
 import structlog
 import typer
-import uvicorn
 
 from service import reconciler as reconciler_process
 from service.embedded import database_to_migrate, serve
@@ -21,12 +20,13 @@ from service.main import create_app
 from service.operate import gc as gc_command
 from service.operate.backup import backup
 from service.operate.doctor import doctor
-from service.server import Server, listening
+from service.server import Server, configured, listening
 from service.shared import checks, tracing
 from service.shared import log as logs
 from service.shared.db import migrate as migrations
 from service.shared.db.repositories.quotas import Limits, limits_of
 from service.shared.errors import ServiceError, SettingsError, StorageError
+from service.shared.private_files import keep_private
 from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
 from service.shared.staging import delete_leftovers
@@ -36,6 +36,12 @@ from service.usecases.access import Scope
 
 log = structlog.get_logger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoRA training service.")
+
+
+@app.callback()
+def prepare() -> None:
+    """The SAM3 LoRA training service."""
+    keep_private()
 
 
 @app.command()
@@ -59,15 +65,7 @@ def api() -> None:
         application.state.services.storage.check()
     except StorageError as error:  # it may come back: until then /readyz says so
         log.error("storage_unusable", error=error.message)
-    config = uvicorn.Config(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-    )
+    config = configured(application, host=settings.host, port=settings.port, timeout_graceful_shutdown=10)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each stream is one; the usual soft limit is 1024
     gc.collect()
@@ -115,9 +113,8 @@ def list_keys() -> None:
         for key in unit.api_keys.list():
             state = "revoked" if key.revoked_at else "active"
             used = "never" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}"
-            typer.echo(
-                f"{key.id}  ...{key.hint}  {key.project or '*'}  {','.join(key.scopes)}  {state}  {used}  {key.name}"
-            )
+            about = f"{key.project or '*'}  {','.join(key.scopes)}  {state}  {used}  {_plain(key.name)}"
+            typer.echo(f"{key.id}  ...{key.hint}  {about}")
 
 
 @keys.command("revoke")
@@ -125,6 +122,11 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="Id of the key.")]) ->
     """Revoke a key at once."""
     with _unit() as unit:
         access.revoke_key(unit, access.EVERYTHING, key_id)
+
+
+def _plain(text: str) -> str:
+    """Text of a client with what a terminal would obey made visible."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 quotas = typer.Typer(no_args_is_help=True, help="What projects may use.")

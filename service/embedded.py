@@ -28,6 +28,7 @@ from service.shared import checks, gpus, tracing
 from service.shared.checks import Level
 from service.shared.db.migrate import upgrade
 from service.shared.errors import ServiceError, SettingsError
+from service.shared.private_files import keep_private
 from service.shared.settings import PREFIX, Settings, load
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def serve(
     ready_file: Annotated[Path | None, typer.Option(help="Written with the API's URL once it answers.")] = None,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C. All other settings are read from SAM3_* variables."""
+    keep_private()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

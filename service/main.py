@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from service.api import errors
+from service.api import documentation, errors
 from service.api.authentication import Authentication
 from service.api.deprecation import Deprecations, describe_headers
 from service.api.deps import Services
@@ -138,6 +138,8 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         servers=[{"url": "/v1"}, {"url": "/"}],
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # `tracing` and `Exposition` do it
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
@@ -163,6 +165,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
     for module in ROUTES:
         app.include_router(module.router)
+    app.include_router(documentation.router)
     _describe(app)
     return app
 

@@ -24,6 +24,7 @@ from service.shared.clock import Clock, SystemClock
 from service.shared.dataset_files import folder_of
 from service.shared.db.repositories.attempts import Lease
 from service.shared.errors import DatasetInUseError, JobInUseError, NotFoundError, ServiceError, SettingsError
+from service.shared.private_files import keep_private
 from service.shared.queue import CeleryQueue, Queue, Task
 from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
@@ -281,6 +282,7 @@ def _waiting(unit: UnitOfWork) -> dict[Task, JobRepository | DatasetRepository |
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    keep_private()
     try:
         settings = load()
         logs.configure(settings.log_level, "reconciler", secrets_of(settings, os.environ))

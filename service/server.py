@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
+from service.connections import Connection
 from service.shared import checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fastapi import FastAPI
 
     from service.shared.checks import Finding
     from service.shared.settings import Settings
@@ -38,6 +41,19 @@ def listening(settings: Settings) -> Iterator[Finding]:
         yield checks.fault("port", message, "choose another SAM3_PORT (--port), or stop what listens there")
     else:
         yield checks.ok("port", f"{settings.host} port {settings.port} is free")
+
+
+def configured(application: FastAPI, **options: Any) -> uvicorn.Config:
+    """How every server of the application is set up; `options` of uvicorn's own say where it listens."""
+    return uvicorn.Config(
+        application,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        **options,
+    )
 
 
 class Server(uvicorn.Server):

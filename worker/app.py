@@ -28,6 +28,7 @@ from service.shared import log as logs
 from service.shared.clock import SystemClock
 from service.shared.errors import SettingsError
 from service.shared.ids import new_id
+from service.shared.private_files import keep_private
 from service.shared.queue import CeleryQueue, celery_app
 from service.shared.redaction import secrets_of
 from service.shared.settings import Settings, load
@@ -42,6 +43,7 @@ from worker.ingest import IngestRunner
 from worker.predictor import PredictRunner
 from worker.runner import TRAINER, TrainingRunner
 from worker.station import Station
+from worker.supervisor import leave_hub_out
 from worker.tasks import compare, deliver, estimate, export, ingest, predict, training
 from worker.webhooks import DeliveryRunner, Senders
 from worker.workspace import Workspace
@@ -60,6 +62,7 @@ GPU, CPU, PREDICT = "gpu", "cpu", "predict"
 
 def main(arguments: list[str] | None = None) -> None:
     """Work until SIGTERM; then put the work in progress back and exit."""
+    keep_private()
     parser = argparse.ArgumentParser(prog="worker.app", description="Run a worker of the training service.")
     parser.add_argument("--queue", choices=[GPU, CPU, PREDICT], required=True, help=HELP)
     parser.add_argument("--gpus", type=int, help=HELP_GPUS)
@@ -80,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         logs.configure(settings.log_level, f"{options.queue}-worker", secrets_of(settings, os.environ))
         logs.catch_rest()
         checks.require(settings, checks.data_dir, checks.database)
+        if not settings.checkpoint_from_hub:
+            leave_hub_out(os.environ)
     except SettingsError as error:
         faults.append(error.message)
     if faults:

@@ -23,7 +23,7 @@ from worker import tether
 from worker.pipes import LineReader, LogCopier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
 TICK_S = 0.1
 MAX_QUEUED_LINES = 64
@@ -34,6 +34,7 @@ ENVIRONMENT = re.compile(
     r"PATH|HOME|LANG|TZ|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|XDG_CACHE_HOME|SSL_CERT_FILE|SSL_CERT_DIR"
     r"|REQUESTS_CA_BUNDLE|(?i:https?_proxy|no_proxy)|(LC|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|OMP|MKL|HF|TRITON)_.*"
 )
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 
 class Ask(enum.StrEnum):
@@ -222,6 +223,13 @@ class Trainer:
     def _signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
+
+
+def leave_hub_out(environment: MutableMapping[str, str]) -> None:
+    """Take what opens the hub of weights out of an environment, and have libraries not ask it."""
+    for name in HUB_TOKENS:
+        environment.pop(name, None)
+    environment["HF_HUB_OFFLINE"] = "1"
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:

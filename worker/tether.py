@@ -17,6 +17,7 @@ from pathlib import Path
 from sam3_lora.parent import die_with_parent
 
 MAX_OPEN_FILES = 65536
+MAX_FILE_BYTES = 64 * 2**30  # several times the weights of any base
 NOT_STARTED = 127  # the shell's status for a command that cannot be run
 
 
@@ -24,7 +25,8 @@ def command(target: list[str], *, expendable: bool = False) -> list[str]:
     """The command line that runs `target` tethered to the thread that spawns it.
 
     Args:
-        expendable: make it the kernel's first victim when memory runs out, so that it dies and not its supervisor.
+        expendable: make it the kernel's first victim when memory runs out, so that it dies and not its supervisor, and
+            let no file of it grow beyond `MAX_FILE_BYTES`.
     """
     options = ["--expendable"] if expendable else []
     return [sys.executable, "-m", __name__, "--parent", str(os.getpid()), *options, "--", *target]
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Apply the ties and become the command; exits 127 if it cannot be run."""
     parser = argparse.ArgumentParser(prog="worker.tether", description="Run a command that dies with its parent.")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
-    parser.add_argument("--expendable", action="store_true", help="first to be killed when memory runs out")
+    parser.add_argument("--expendable", action="store_true", help="first to die without memory; no huge files")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     die_with_parent(options.parent)
@@ -44,6 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     few = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
     if options.expendable:
+        _, largest = resource.getrlimit(resource.RLIMIT_FSIZE)
+        largest = MAX_FILE_BYTES if largest == resource.RLIM_INFINITY else min(largest, MAX_FILE_BYTES)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
         with contextlib.suppress(OSError):  # not every container mounts it writable
             Path("/proc/self/oom_score_adj").write_text("1000")
     try:

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from service.api.errors import of_database_error, of_service_error
 from service.api.rates import WINDOW_S
+from service.api.sites import require_own_site
 from service.shared.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.usecases.access import EVERYTHING, MAX_SECRET_LENGTH, Access, Scope, access_of, hash_of
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from service.shared.settings import Settings
     from service.shared.unit_of_work import Database
 
-PUBLIC = frozenset({"/livez", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
+PUBLIC = frozenset({"/livez", "/readyz", "/version", "/openapi.json", "/docs"})
 BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 KNOWN_FOR_S = 5.0  # how long a key that was revoked may still be taken
 TRUSTED_FOR_S = 600.0  # as long while the database is away: what says so, such as /metrics, needs a key as well
@@ -70,6 +71,12 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         state: dict[str, Any] = scope.setdefault("state", {})
+        if not self._settings.require_keys:
+            try:
+                require_own_site(self._settings, scope["method"], Headers(scope=scope))
+            except ServiceError as error:
+                await of_service_error(Request(scope), error)(scope, receive, send)
+                return
         if not self._settings.require_keys or scope["path"].removeprefix("/v1") in PUBLIC:
             state["access"] = EVERYTHING
             await self._app(scope, receive, send)

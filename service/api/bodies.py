@@ -5,8 +5,10 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
+import anyio
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from sam3_lora.config import Section, parse
 from sam3_lora.errors import ConfigError
@@ -15,6 +17,7 @@ from service.shared.errors import (
     InvalidRequestError,
     MalformedRequestError,
     PayloadTooLargeError,
+    RequestTimeoutError,
     UnsupportedMediaTypeError,
     fault,
     invalid,
@@ -49,9 +52,8 @@ class StrictJsonRoute(APIRoute):
             if is_optional and is_empty(request):
                 return await handle(request)
             strict = StrictRequest(request.scope, request.receive)
-            limit_bytes = request.app.state.services.settings.max_json_bytes
             # FastAPI takes an instance of the schema as it is.
-            strict.parsed = validated(schema, parse_json(await read_json_body(strict, limit_bytes)))
+            strict.parsed = validated(schema, parse_json(await read_json_body(strict)))
             return await handle(strict)
 
         return handle_strictly
@@ -81,20 +83,31 @@ def is_json(request: Request) -> bool:
     return declared == JSON or (request.method == "PATCH" and declared == MERGE_PATCH)
 
 
-async def read_json_body(request: Request, limit_bytes: int) -> bytes:
+async def read_json_body(request: Request) -> bytes:
     """The body.
 
     Raises:
         UnsupportedMediaTypeError: if it is not declared as JSON.
-        PayloadTooLargeError: as soon as it is longer than the limit.
+        PayloadTooLargeError: as soon as it is longer than `max_json_bytes`.
+        RequestTimeoutError: if it is not there after `upload_idle_timeout_s`: so little takes no longer.
+        MalformedRequestError: if the connection breaks.
     """
+    settings = request.app.state.services.settings
     if not is_json(request):
         raise UnsupportedMediaTypeError("Send the body as Content-Type: application/json.")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise PayloadTooLargeError(f"The body is larger than {limit_bytes} bytes.")
+    try:
+        with anyio.fail_after(settings.upload_idle_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > settings.max_json_bytes:
+                    raise PayloadTooLargeError(f"The body is larger than {settings.max_json_bytes} bytes.")
+    except TimeoutError:
+        raise RequestTimeoutError(
+            f"The body was not complete after {settings.upload_idle_timeout_s:g} seconds."
+        ) from None
+    except ClientDisconnect:
+        raise MalformedRequestError("The connection broke before the body was complete.") from None
     request._body = bytes(body)  # FastAPI asks for the body again; the stream is spent
     return request._body
 

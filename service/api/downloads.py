@@ -163,7 +163,6 @@ def _headers(download: Download, version: Version) -> dict[str, str]:
         "Cache-Control": "private, no-cache, no-transform",
         "Content-Type": download.media_type,
         "Content-Disposition": f'{disposition}; filename="{download.filename}"',
-        "X-Content-Type-Options": "nosniff",
         **download.headers,
     }
 

@@ -17,6 +17,14 @@ from service.shared.ids import new_id
 log = structlog.get_logger(__name__)
 # Asked by machines every few seconds.
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
+# For browsers that are led to an answer: it is shown as nothing but what it says it is, loads and runs nothing, stands
+# in no frame, and is no part of another site's page. Pages that need more say so themselves.
+SAFETY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -53,6 +61,8 @@ class RequestContext:
                 status = int(message["status"])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                for name, value in SAFETY_HEADERS.items():
+                    headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")  # else caches would choose a lifetime themselves
             sent_bytes += len(message.get("body", b""))
             await send(message)

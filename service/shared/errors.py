@@ -50,6 +50,22 @@ class ForbiddenError(ServiceError):
     title = "The API key does not allow this"
 
 
+class ForeignSiteError(ServiceError):
+    """A browser sends what another site's page asks it to."""
+
+    status = 403
+    code = "foreign_site"
+    title = "Sent by another site's page"
+
+
+class MisdirectedRequestError(ServiceError):
+    """The request is for a host that this server is not known to be."""
+
+    status = 421
+    code = "misdirected_request"
+    title = "Misdirected request"
+
+
 class QuotaExceededError(ServiceError):
     """The project has used what it may: repeating the request does not help, making room or a higher limit does."""
 

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     the API may do everything."""
     allow_unauthenticated_network: bool = False
     """Listen on an address that other machines reach although the API asks nobody for a key."""
+    public_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names of hosts, separated by commas, under which an API that asks for no key may be asked, such as that of a
+    proxy in front of it: other names with a dot, which a page in a browser may have made its own, are refused."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
     pulse_file: Path | None = None
@@ -209,7 +212,7 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
 
-    @field_validator("dataset_uri_hosts", "webhook_private_hosts", mode="before")
+    @field_validator("dataset_uri_hosts", "webhook_private_hosts", "public_hosts", mode="before")
     @classmethod
     def _hosts(cls, value: object) -> object:
         return [host.strip().lower() for host in value.split(",") if host.strip()] if isinstance(value, str) else value

@@ -37,7 +37,9 @@ def test_everything_is_up_and_private(service: Service) -> None:
     for name in NAMES:
         assert (service.data_dir / "logs" / f"{name}.log").exists()
     assert stat.S_IMODE((service.data_dir / "broker.sock").stat().st_mode) == 0o700
-    assert stat.S_IMODE(service.data_dir.stat().st_mode) == 0o700
+    made = [service.data_dir, *service.data_dir.rglob("*")]
+    assert len(made) > len(NAMES)
+    assert [path for path in made if not path.is_symlink() and path.stat().st_mode & 0o077] == []
 
 
 def test_second_service_on_the_same_folder_says_so(service: Service, tmp_path: Path) -> None:

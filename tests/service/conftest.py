@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 from sqlalchemy import update
 
 from service.main import create_app
-from service.server import Server
+from service.server import Server, configured
 from service.shared import log as logs
 from service.shared.db.migrate import open_engine, upgrade
 from service.shared.db.models import Base, Dataset, Job, SchemaFloor
@@ -193,7 +192,7 @@ def served(settings: Settings) -> Iterator[Api]:
     """The application behind a real HTTP server on a free port of this machine."""
     clock, queue = FakeClock(), FakeQueue()
     app = create_app(settings, clock=clock, queue=queue)
-    server = Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_keep_alive=1))
+    server = Server(configured(app, port=0, timeout_keep_alive=1))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -34,6 +34,14 @@ def test_help_names_every_process() -> None:
     assert all(command in text for command in ("migrate", "api", "reconciler", "serve"))
 
 
+def test_a_name_of_a_key_commands_no_terminal(tmp_path: Path) -> None:
+    variables = {"SAM3_DATA_DIR": str(tmp_path)}
+    assert run("migrate", **variables).exit_code == 0
+    assert run("keys", "create", "--scope", "admin", "--name", "ci\x1b[2J\nü\u202e", **variables).exit_code == 0
+    (line,) = run("keys", "list", **variables).output.splitlines()
+    assert line.endswith("ci\\x1b[2J\\nü\\u202e")
+
+
 def test_the_api_serves_logs_json_and_stops_on_sigterm(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

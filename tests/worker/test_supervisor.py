@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sam3_lora.events import Event, EventType
+from service.shared.db.migrate import upgrade
+from service.shared.settings import Settings
 from tests.worker import trainers
-from worker.supervisor import Ask, Cut, Ending, Limits, Trainer, scrubbed
+from worker.supervisor import Ask, Cut, Ending, Limits, Trainer, leave_hub_out, scrubbed
+from worker.tether import MAX_FILE_BYTES, MAX_OPEN_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -285,6 +289,42 @@ def test_environment_names_match_as_a_whole() -> None:
         "https_proxy": "e",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
+
+
+def test_without_the_hub_a_worker_passes_no_token_on() -> None:
+    environment = {"HF_TOKEN": "a", "HUGGING_FACE_HUB_TOKEN": "b", "HUGGINGFACE_TOKEN": "c", "HF_HOME": "/hub"}
+    leave_hub_out(environment)
+    assert scrubbed(environment) == {"HF_HOME": "/hub", "HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+@pytest.mark.parametrize("from_hub", [True, False])
+def test_a_worker_leaves_the_hub_out_unless_weights_come_from_there(from_hub: bool, tmp_path: Path) -> None:
+    upgrade(Settings(data_dir=tmp_path))
+    script = """
+import os, sys, worker.app
+worker.app.work = lambda *_: sys.stderr.write("token: " + os.environ.get("HF_TOKEN", "none"))
+worker.app.main(["--queue", "cpu"])
+"""
+    environment = os.environ | {"HF_TOKEN": "canary", "SAM3_CHECKPOINT_FROM_HUB": str(from_hub)}
+    said = subprocess.run(
+        [sys.executable, "-c", script], env=environment | {"SAM3_DATA_DIR": str(tmp_path)},
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert f"token: {'canary' if from_hub else 'none'}" in said.stderr
+
+
+def test_a_trainer_writes_no_huge_file_leaves_no_core_and_keeps_its_own_session(tmp_path: Path) -> None:
+    code = """
+import resource
+limits = {name: resource.getrlimit(getattr(resource, 'RLIMIT_' + name)) for name in ('FSIZE', 'CORE', 'NOFILE')}
+say('message', json.dumps({**limits, 'session': os.getsid(0) == os.getpid()}))
+"""
+    _, events = run(tmp_path, code)
+    found = json.loads(events[0].message)
+    assert found["FSIZE"] == [MAX_FILE_BYTES, MAX_FILE_BYTES]
+    assert found["CORE"] == [0, 0]
+    assert 0 < found["NOFILE"][0] <= MAX_OPEN_FILES
+    assert found["session"] is True
 
 
 def test_trainer_is_the_first_victim_when_memory_runs_out(tmp_path: Path) -> None:

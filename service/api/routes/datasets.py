@@ -56,7 +56,7 @@ async def create_dataset(request: Request, found: AppServices, idempotency_key: 
     It is `processing` until a worker has fetched and checked it; jobs may already be created on it.
     """
     if is_json(request):
-        body = _read_create(parse_json(await read_json_body(request, found.settings.max_json_bytes)))
+        body = _read_create(parse_json(await read_json_body(request)))
         answer = await to_thread.run_sync(_create, found, body, idempotency_key)
     else:
         async with receive_archive(request, found) as file:
@@ -121,7 +121,7 @@ def get_preview(
     if number >= len(pictures) or dataset.storage_key is None:
         raise NotFoundError(f"Dataset {dataset_id} has {len(pictures)} pictures, no number {number}.")
     etag = f'"{pictures[number]["sha256"]}"'
-    headers = {"ETag": etag, "Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
+    headers = {"ETag": etag, "Cache-Control": "private, max-age=86400, immutable"}
     if names(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     content = b"".join(found.storage.get_range(preview_key(dataset.storage_key, number)))

@@ -108,7 +108,7 @@ def stream_logs(
     return sse.stream(request, found, LOGS, unit.jobs.get(job_id), after, last_event_id)
 
 
-HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache", "Vary": "Accept"}
+HEADERS = {"Cache-Control": "private, no-cache", "Vary": "Accept"}
 
 
 def _start(unit: UnitOfWork, job_id: str, tail: int | None, after: int | None) -> int | None:

@@ -73,7 +73,7 @@ async def create_upload(request: Request, found: AppServices, idempotency_key: I
     With a `purpose` it is announced as OpenAI's clients do, and is to be a dataset. All that is said of such an upload
     has their form: its parts are POSTed in any size, and named in order at the end.
     """
-    value = parse_json(await read_json_body(request, found.settings.max_json_bytes))
+    value = parse_json(await read_json_body(request))
     is_openai = isinstance(value, dict) and "purpose" in value
     body = validated(OpenAIUploadCreate, value) if is_openai else validated(UploadCreate, value)
     return created(await to_thread.run_sync(_create, found, body, idempotency_key), {})
