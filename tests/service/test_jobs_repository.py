@@ -136,6 +136,26 @@ def test_every_write_of_a_stale_epoch_is_refused(database: Database) -> None:
         assert not unit.metrics.series(job_id)
 
 
+def test_a_lease_that_was_renewed_or_has_ended_is_not_reaped(database: Database, clock: FakeClock) -> None:
+    job_id = add_job(database)
+    epoch = claim(database).epoch
+    clock.advance(7)
+    with database.write() as unit:
+        [renewed] = unit.attempts.leases()
+        unit.attempts.heartbeat(job_id, epoch)
+        [ended] = unit.attempts.leases()
+    with pytest.raises(StateConflictError, match="was renewed or has ended"), database.write() as unit:
+        unit.attempts.reap(renewed)
+    with database.write() as unit:
+        unit.attempts.finish(job_id, epoch, JobState.QUEUED, reason="drain")
+    for _ in range(2):  # while it waits, and once another worker has it
+        with pytest.raises(StateConflictError, match="was renewed or has ended"), database.write() as unit:
+            unit.attempts.reap(ended)
+        epoch = claim(database).epoch if epoch == ended.epoch else epoch
+    job = read(database, job_id)
+    assert (job.state, job.epoch, job.lost_attempts) == (JobState.RUNNING, ended.epoch + 1, 0)
+
+
 def test_the_heartbeat_delivers_a_cancel_and_the_job_ends_cancelled(database: Database) -> None:
     job_id = add_job(database)
     epoch = claim(database).epoch

@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 
 from service.shared.db.models import Attempt, Job
 from service.shared.db.repositories.fencing import write_fenced
+from service.shared.errors import StateConflictError
 from service.shared.states import LEASED, Actor, JobRequest, JobState
 from service.shared.tallies import TallyName
 
@@ -131,10 +132,13 @@ class AttemptRepository:
         """Take a job away from a worker that has stopped renewing: queued again, failed, cancelled or paused.
 
         Raises:
-            StateConflictError, LeaseLostError: if the lease was renewed or ended meanwhile.
+            NotFoundError: if there is no such job.
+            StateConflictError: if the lease was renewed or ended meanwhile.
         """
         now = self._clock.now()
         job = self._jobs.get(lease.id, lock=True)  # before its attempt, as its worker does
+        if job.state not in LEASED or Lease(job.id, job.epoch, job.hb_seq) != lease:
+            raise StateConflictError(f"lease {lease.epoch} of {lease.id} was renewed or has ended")
         values: dict[str, Any] = {}
         to = self._settled(job, JobState.QUEUED)
         if to is JobState.QUEUED:
@@ -149,7 +153,7 @@ class AttemptRepository:
             }
         at = job.last_heartbeat_at or now
         self._tallies.count(TallyName.LOST, "worker_lost")
-        return self._end(job, to, Actor.REAPER, at=at, lease=lease, reason="The worker was lost", **values)
+        return self._end(job, to, Actor.REAPER, at=at, reason="The worker was lost", **values)
 
     def list(self, job_id: str) -> Sequence[Attempt]:
         """Attempts of a job, oldest first."""
@@ -177,7 +181,6 @@ class AttemptRepository:
         by: Actor,
         *,
         at: datetime,
-        lease: Lease | None = None,
         reason: str | None,
         **values: Any,
     ) -> Job:
@@ -190,8 +193,7 @@ class AttemptRepository:
             self._tallies.count(TallyName.GPU_SECONDS, amount=gpu_seconds)
             values["gpu_seconds"] = Job.gpu_seconds + gpu_seconds
             self._usage.note_attempt(job, started_at, at)
-        epoch, hb_seq = (job.epoch, None) if lease is None else (lease.epoch, lease.hb_seq)
-        return self._jobs.move(job.id, to, by, epoch=epoch, hb_seq=hb_seq, reason=reason, changes=values)
+        return self._jobs.move(job.id, to, by, epoch=job.epoch, reason=reason, changes=values)
 
 
 def _is_number(value: object) -> bool:

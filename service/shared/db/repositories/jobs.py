@@ -147,14 +147,13 @@ class JobRepository:
         by: Actor,
         *,
         epoch: int | None = None,
-        hb_seq: int | None = None,
         reason: str | None = None,
         data: dict[str, Any] | None = None,
         changes: dict[str, Any] | None = None,
     ) -> Job:
         """Move the job to a state and write the event of it; of two racing callers exactly one succeeds.
 
-        `epoch` and `hb_seq` narrow the move to that lease and heartbeat; `changes` are set on the row as well.
+        `epoch` narrows the move to that lease; `changes` are set on the row as well.
 
         Raises:
             NotFoundError: if there is no such job.
@@ -164,8 +163,6 @@ class JobRepository:
         statement = update(Job).where(Job.id == job_id, Job.state.in_(sources(to, by)))
         if epoch is not None:
             statement = statement.where(Job.epoch == epoch)
-        if hb_seq is not None:
-            statement = statement.where(Job.hb_seq == hb_seq)
         job = returning_job(self._session, statement.values(**self._moved(to, reason, changes or {})))
         if job is None:
             raise self._refusal(job_id, to, epoch)
