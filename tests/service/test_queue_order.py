@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, select, text
 
 from service.shared.db.models import Job
-from service.shared.db.repositories.queue import EXACT, JOBS_PER_S_KEPT, LONG_QUEUE, STEP
+from service.shared.db.repositories.queue import EXACT, KEPT_S, LONG_QUEUE, STEP
 from service.shared.states import JobState
 from service.usecases.queue import places
 from tests.service.conftest import add_dataset, add_job, new_job
@@ -204,7 +204,7 @@ def test_a_long_queue_is_counted_every_few_seconds_and_in_steps(database: Databa
         assert ahead(order[:3]) == [0, 1, 2]
         assert ahead([newest]) == [1]  # its project's turn comes after one job of the other
         assert statements == []
-        clock.advance(count / JOBS_PER_S_KEPT)
+        clock.advance(KEPT_S)
         assert claim(database).id == order[0].id
         statements.clear()
         assert ahead(order[1:3]) == [0, 1]
@@ -221,7 +221,7 @@ def test_while_one_counts_a_long_queue_others_take_what_is_known(database: Datab
     with database.read() as unit:
         unit.queue.jobs_ahead([job], [])
         memory = unit.queue._memory
-        clock.advance(1)
+        clock.advance(KEPT_S)
         with memory.counting:  # another thread
             assert unit.queue.jobs_ahead([job], []) == {job.id: 0}
         before = memory.lines

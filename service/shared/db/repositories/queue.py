@@ -63,6 +63,7 @@ MARKS = (
 )
 LONG_QUEUE = 1000  # jobs; counting them takes milliseconds
 JOBS_PER_S_KEPT = 20_000
+KEPT_S = 2.0  # at least: a thousand jobs would be counted with every fourth page
 GRACE_S = 10.0
 
 
@@ -128,7 +129,7 @@ class QueueMemory:
     def keep(self, lines: Lines, now_s: float) -> Lines:
         """Remember them for a time that is worth the counting; short ones not at all."""
         length = sum(line.length for line in lines.values())
-        self._good_until_s = now_s + length / JOBS_PER_S_KEPT
+        self._good_until_s = now_s + max(KEPT_S, length / JOBS_PER_S_KEPT)
         self.lines = lines if length >= LONG_QUEUE else None
         return lines
 
