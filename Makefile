@@ -71,7 +71,7 @@ $(VENV)-audit/.installed: Makefile
 	@touch $@
 
 audit: $(VENV)-audit/.installed ## Ask the index which versions in requirements.lock have known vulnerabilities
-	$(VENV)-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip $(ARGS)
+	$(VENV)-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict $(ARGS)
 
 sbom: setup $(VENV)-audit/.installed ## Write sbom.json (CycloneDX) of what is installed, with licences
 	$(VENV)-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python $(ARGS)

@@ -17,7 +17,7 @@ ROWS = [row for row in ROW.finditer((ROOT / "docs/security.md").read_text()) if 
 
 
 @cache
-def tests_of(path: str) -> frozenset[str]:
+def shown_in(path: str) -> frozenset[str]:
     """What pytest collects of a file: functions of its own, not those that another of the same name hides."""
     tree = ast.parse((ROOT / path).read_text())
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
@@ -32,7 +32,7 @@ def test_a_threat_has_a_control_and_a_test_that_are_there(row: re.Match[str]) ->
     assert NAMED_TEST.sub("", row["tests"]).strip(" ,") == "", "only tests, separated by commas"
     for path, name in named:
         assert (ROOT / path).is_file(), path
-        assert name in tests_of(path), f"{path}::{name}"
+        assert name in shown_in(path), f"{path}::{name}"
     files = NAMED_FILE.findall(row["control"])
     assert files or "none is set" in row["control"]
     for file in files:
