@@ -141,6 +141,7 @@ class TrainingRunner(Runner["Job"]):
             log_file,
             publish=lambda event: publisher.publish(event, run_dir, folder / "publish"),
             publish_artifact=lambda event: artifacts.publish(event, run_dir, folder / "publish"),
+            insist=lease.insist,
         )
         log.info("attempt_began", gpus=job.gpus)
         observer(Event(EventType.PHASE, "Fetching the dataset", {"phase": Phase.DOWNLOADING_DATASET}))
