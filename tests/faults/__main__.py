@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
+from service.shared import log as logs
 from tests.faults import campaign
 from tests.faults.campaign import Campaign
 from tests.faults.plan import Backend, draw
@@ -18,6 +19,7 @@ from tests.faults.site import unshare_mounts
 
 def main() -> int:
     options = _options()
+    logs.configure("ERROR", "faults", [])
     disks = unshare_mounts()
     plan = draw(options.seed, options.backend, jobs=options.jobs, faults=options.faults, real=options.real, disks=disks)
     # Not below the current folder: the path of a unix socket must be shorter than 108 bytes.
@@ -52,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--real", type=int, default=3, help="of the jobs, with the real trainer")
     parser.add_argument("--settle", type=float, default=180, help="seconds without an end of any job that are too long")
     parser.add_argument("--no-progress", type=float, default=40, help="seconds after which a silent trainer hangs")
-    parser.add_argument("--out", type=Path, default=Path("faults-report"))
+    parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     return parser.parse_args()
 
 

@@ -141,11 +141,15 @@ class Campaign:
 
     def _strike_all(self, crowd: Crowd, say: Callable[[str], object]) -> None:
         field_ = Field(self._site, self._journal, self._later, crowd.job_ids)
-        for fault in self._plan.faults:
+        missed = 0
+        for fault in [*self._plan.faults, *self._plan.spares]:
+            if fault.number >= len(self._plan.faults) + missed:
+                return
             self._wait_until(partial(crowd.has_created, fault.after_jobs), LONGEST_GAP_S)
             self._wait_until(lambda: False, fault.delay_s)
             hit = self._strike(field_, fault)
             self._struck.append(Struck(fault.number, fault.kind, round(time.monotonic() - self._began, 1), hit))
+            missed += hit is None
             say(f"{self._struck[-1].at_s:7.1f} s  {crowd.notes.created:4d} jobs  {fault.kind}  {hit}")
 
     def _strike(self, field_: Field, fault: PlannedFault) -> dict[str, Any] | None:

@@ -47,6 +47,7 @@ DISKS: dict[Backend, dict[str, int]] = {
     "embedded": {"workspace_full": 3, "storage_full": 3, "storage_read_only": 3, "machine_full": 3},
     "production": {"workspace_full": 3, "storage_full": 3, "machine_full": 3, "database_full": 3},
 }
+SPARES = ("kill_gpu_worker", "kill_api", "kill_reconciler", "kill_cpu_worker", "term_gpu_worker")
 ACTIONS = {"cancel": 6, "stop": 4, "pause": 6, "retry": 3}
 
 
@@ -82,6 +83,8 @@ class PlannedFault:
 class Plan:
     jobs: list[PlannedJob]
     faults: list[PlannedFault]
+    spares: list[PlannedFault]
+    """Faults that always hit something, for those that found nothing to hit."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,17 +105,8 @@ def draw(seed: int, backend: Backend, *, jobs: int, faults: int, real: int, disk
     dice.shuffle(chosen)
     return Plan(
         [_job(dice, number, is_real=number >= jobs - real) for number in range(jobs)],
-        [
-            PlannedFault(
-                number=number,
-                kind=kind,
-                after_jobs=number * jobs // max(1, faults),
-                delay_s=dice.uniform(0.0, 1.5),
-                chance=dice.random(),
-                amount=dice.random(),
-            )
-            for number, kind in enumerate(chosen)
-        ],
+        [_fault(dice, number, kind, after_jobs=number * jobs // faults) for number, kind in enumerate(chosen)],
+        [_fault(dice, faults + number, dice.choice(SPARES), after_jobs=0) for number in range(faults)],
     )
 
 
@@ -124,6 +118,10 @@ def _job(dice: random.Random, number: int, *, is_real: bool) -> PlannedJob:
         epochs=1 if is_real else dice.choice((1, 2, 3, 5, 8)),
         action=dice.choices(list(ACTIONS), list(ACTIONS.values()))[0] if asked else None,
         action_after_s=dice.choice((0.0, 0.3, 1.0, 2.0, 4.0)),
-        is_followed=dice.random() < 0.25,
+        is_followed=dice.random() < 0.4,
         is_real=is_real,
     )
+
+
+def _fault(dice: random.Random, number: int, kind: str, *, after_jobs: int) -> PlannedFault:
+    return PlannedFault(number, kind, after_jobs, dice.uniform(0.0, 1.5), dice.random(), dice.random())
