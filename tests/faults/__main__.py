@@ -38,7 +38,9 @@ def main() -> int:
     if is_good:
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        shutil.move(folder / "logs", options.out / f"{name}-logs-{folder.name}")
+        for logs_of in (folder / "logs", folder / "data" / "logs"):  # the second: of embedded's children
+            if logs_of.exists():
+                shutil.copytree(logs_of, options.out / f"{name}-{folder.name}", dirs_exist_ok=True)
     sys.stderr.write(f"report: {options.out / name}.md\n")
     zeros = " ".join(f"{name}={value}" for name, value in counts.items())
     sys.stdout.write(f"faults: jobs={whole['jobs']} faults={whole['faults']} {zeros}\n")

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 COUNTED = ("lost", "doubled", "orphans", "overlaps", "stuck")
 LAST_BREATH_S = 0.5  # between a job's end as a client sees it and the last beat of its trainer
+KEPT = ("lock", "adapters-")
+"""What a living worker keeps in its folder while it does nothing; the second is that of one who answers predictions."""
 FATAL = frozenset({"gpu_oom", "internal"})
 """Codes that end a job of the campaign, where its trainer was made to fail so."""
 
@@ -145,6 +147,10 @@ def events_of(job: Job, events: Sequence[Any]) -> Iterator[Violation]:
         yield Violation("lost", "the events of a job lead from its first state to its last", facts)
     if any(move not in JOB_MOVES for move in moves):
         yield Violation("doubled", "jobs make only moves that are allowed", facts)
+    told = Counter((event.attempt, event.data["step"]) for event in events if event.type == "evaluation")
+    if doubled := [key for key, number in told.items() if number > 1]:
+        facts = {"job": job.id, "attempts and steps": doubled}
+        yield Violation("doubled", "an attempt tells of an evaluation once", facts)
     if sum(state in TERMINAL for state in states) > 1:
         yield Violation("doubled", "a job ends once", facts)
 
@@ -262,7 +268,7 @@ def machine_tidy(evidence: Evidence) -> Iterator[Violation]:
     for folder in root.iterdir():
         if folder.name.startswith("worker-"):
             pid = int(folder.name.split("-")[1])
-            inside = [path.name for path in folder.iterdir() if path.name != "lock"]
+            inside = [path.name for path in folder.iterdir() if not path.name.startswith(KEPT)]
             if pid not in evidence.workers or inside:
                 facts = {"folder": folder.name, "inside": inside, "lives": pid in evidence.workers}
                 yield Violation("orphans", "no workspace of a dead worker or ended attempt is left", facts)

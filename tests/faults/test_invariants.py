@@ -82,6 +82,9 @@ def test_kept_promises() -> None:
     assert broken_promise(ended(JobState.CANCELLED), promised(cancelled=True), had_to_fail=False) is None
 
 
+EVALUATION = SimpleNamespace(type="evaluation", data={"step": 5}, attempt=1)
+
+
 def event(seq: int, status: str | None = None, attempt: int = 1) -> Any:
     kind = "message" if status is None else "status"
     return SimpleNamespace(seq=seq, type=kind, data={"status": status}, attempt=attempt)
@@ -97,11 +100,15 @@ GOOD = [event(1, "queued", 0), event(2, "running"), event(3), event(4, "succeede
         ([GOOD[0], GOOD[1], GOOD[3]], ["events are numbered without a gap"]),
         ([*GOOD[:2], event(3, None, 2), event(4, "succeeded", 1)], ["an attempt that has ended says nothing more"]),
         ([*GOOD[:3], event(4, "running")], ["events of a job lead", "moves that are allowed"]),
+        (
+            [*GOOD[:2], *(SimpleNamespace(**vars(EVALUATION), seq=seq) for seq in (3, 4)), event(5, "succeeded")],
+            ["an attempt tells of an evaluation once"],
+        ),
         ([*GOOD[:2], event(3, "failed"), event(4, "succeeded")], ["moves that are allowed", "a job ends once"]),
     ],
 )
 def test_events(events: list[Any], broken: list[str]) -> None:
-    found = named(events_of(ended(last_event_seq=4), events))
+    found = named(events_of(ended(last_event_seq=events[-1].seq), events))
     assert len(found) == len(broken)
     assert all(part in whole for part, whole in zip(broken, found, strict=True))
 
