@@ -65,7 +65,9 @@ def _signal(pid: int, number: int) -> None:
 
 
 def _to_role(role: str, number: int, field: Field, fault: PlannedFault) -> dict[str, Any] | None:
-    pid = _chosen(field.site.pids(role), fault)
+    pids = field.site.pids(role)
+    # One that does nothing has nothing to lose.
+    pid = _chosen([pid for pid in pids if role == "gpu-worker" and field.trainer_of(pid)] or pids, fault)
     if pid is None:
         return None
     hit = {"pid": pid}

@@ -199,7 +199,11 @@ def main() -> int:
     if config["lora"]["rank"] == REAL_RANK:
         say("phase", phase="loading_model")
         os.execv(sys.executable, [sys.executable, "-m", "sam3_lora.training.process", *sys.argv[2:]])
-    return Run(options, config).train()
+    try:
+        return Run(options, config).train()
+    except OSError as error:  # no space is left, most often
+        say("error", str(error), "error", code="internal", hint="", retryable=True)
+        return EXIT_FAILED
 
 
 if __name__ == "__main__":
