@@ -24,7 +24,8 @@ def main() -> int:
     plan = draw(options.seed, options.backend, jobs=options.jobs, faults=options.faults, real=options.real, disks=disks)
     # Not below the current folder: the path of a unix socket must be shorter than 108 bytes.
     folder = Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp"))
-    found = Campaign(plan, options.backend, folder, settle_s=options.settle, no_progress_s=options.no_progress).run(
+    times = {"settle_s": options.settle, "no_progress_s": options.no_progress}
+    found = Campaign(plan, options.backend, folder, disks=disks, **times).run(
         lambda line: sys.stderr.write(f"{line}\n")
     )
     about = {"backend": options.backend, "seed": options.seed, "disks": disks}
@@ -34,7 +35,8 @@ def main() -> int:
     (options.out / f"{name}.json").write_text(json.dumps(whole, indent=1, default=str) + "\n")
     (options.out / f"{name}.md").write_text(campaign.table(whole))
     counts = whole["counts"]
-    is_good = not any(counts.values()) and (whole["jobs"], whole["faults"]) >= (options.jobs, options.faults)
+    is_done = whole["jobs"] >= options.jobs and whole["faults"] >= options.faults
+    is_good = is_done and not any(counts.values())
     if is_good:
         shutil.rmtree(folder, ignore_errors=True)
     else:

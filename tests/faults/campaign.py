@@ -66,12 +66,19 @@ class Outcome:
 
 
 class Campaign:
-    def __init__(self, plan: Plan, backend: Backend, folder: Path, *, settle_s: float, no_progress_s: float) -> None:
-        """`settle_s`: after the last fault, for all jobs to end. Used from one thread."""
+    def __init__(
+        self, plan: Plan, backend: Backend, folder: Path, *, settle_s: float, no_progress_s: float, disks: bool
+    ) -> None:
+        """Used from one thread.
+
+        Args:
+            settle_s: without any news of a job after the last fault, until those that are left count as stuck.
+            disks: mounts are this process's own (`unshare_mounts`).
+        """
         self._plan = plan
         self._settle_s = settle_s
         site = Embedded if backend == "embedded" else Production
-        self._site: Site = site(folder, no_progress_s)
+        self._site: Site = site(folder, no_progress_s, disks)
         self._journal = Journal(self._site.journal)
         self._due: list[tuple[float, Callable[[], object]]] = []
         self._struck: list[Struck] = []

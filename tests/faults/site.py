@@ -67,15 +67,15 @@ def _mount(*arguments: str) -> bool:
 
 @dataclass
 class Disk:
-    """A folder that is a small file system of its own, if that is allowed; can be full or read-only for a while."""
+    """A folder that is a small file system of its own, which can be full or read-only for a while."""
 
     path: Path
     size_bytes: int
-    is_own: bool = False
 
     def mount(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self.is_own = _mount("-t", "tmpfs", "-o", f"size={self.size_bytes},mode=755", "campaign", str(self.path))
+        if not _mount("-t", "tmpfs", "-o", f"size={self.size_bytes},mode=755", "campaign", str(self.path)):
+            raise RuntimeError(f"cannot mount {self.path}, which must not fill the machine's own disk")
 
     def fill(self) -> int:
         """Leave no byte; how many there were."""
@@ -147,6 +147,7 @@ class Site:
 
     folder: Path
     no_progress_timeout_s: float
+    has_disks: bool
     programs: dict[str, Program] = field(default_factory=dict)
     disks: dict[str, Disk] = field(default_factory=dict)
     urls: list[str] = field(default_factory=list)
@@ -173,6 +174,14 @@ class Site:
     def python(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
         command = tethered([sys.executable, "-m", *arguments], signal.SIGKILL, drop=False)
         self.programs[name] = Program(name, command, self.log(name), environment)
+
+    def mount(self) -> None:
+        """Make the disks; where that is not allowed they are plain folders, and no fault may touch them."""
+        for disk in self.disks.values():
+            if self.has_disks:
+                disk.mount()
+            else:
+                disk.path.mkdir(parents=True, exist_ok=True)
 
     def tick(self) -> None:
         for program in self.programs.values():
@@ -210,8 +219,7 @@ class Production(Site):
         }
         for home in homes.values():
             home.mkdir()
-        for disk in self.disks.values():
-            disk.mount()
+        self.mount()
         command, url = postgres_in(homes["postgres"])
         self.programs["postgres"] = Program("postgres", command, self.log("postgres"))
         self.broker_folder, self.broker_socket = homes["valkey"], homes["valkey"] / "broker.sock"
@@ -288,8 +296,7 @@ class Embedded(Site):
             "workspace": Disk(self.data_dir / "workspace", 256 * MIB),
             "storage": Disk(self.data_dir / "storage", 512 * MIB),
         }
-        for disk in self.disks.values():
-            disk.mount()
+        self.mount()
         self.broker_folder, self.broker_socket = self.data_dir / "broker", self.data_dir / "broker.sock"
         port = free_port()
         self.urls.append(f"http://127.0.0.1:{port}")
