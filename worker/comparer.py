@@ -67,7 +67,7 @@ class CompareRunner(WorkRunner["Comparison"]):
         with self._database.read() as unit:
             dataset = unit.datasets.get(comparison.dataset_id)
         models = [self._fetched(entry, folder / f"adapter-{n}", lease) for n, entry in enumerate(comparison.models)]
-        with unpacked(dataset, self._storage, self._workspace, on_chunk=check) as root:
+        with unpacked(dataset, self._storage, self._workspace, on_chunk=check, insist=lease.insist) as root:
             name, split = _chosen(find_layout(root), comparison.split)
             config = {
                 "models": models,

@@ -68,7 +68,7 @@ class IngestRunner(Runner["Dataset"]):
         if dataset.storage_key is None and dataset.source is not None:
             dataset = self._fetch(dataset, dataset.source, lease, go_on)
         try:
-            with unpacked(dataset, self._storage, self._workspace, on_chunk=go_on) as root:
+            with unpacked(dataset, self._storage, self._workspace, on_chunk=go_on, insist=lease.insist) as root:
                 report = validate_isolated(root, on_progress=go_on)
                 return report, self._draw(dataset, root, go_on)
         except ArchiveError as error:
@@ -98,7 +98,7 @@ class IngestRunner(Runner["Dataset"]):
             raise SourceError(error.code, error.message) from error
         finally:
             if not is_kept:
-                self._storage.delete(archive.key)
+                self._storage.discard([archive.key])
 
     def _draw(self, dataset: Dataset, root: Path, go_on: Callable[..., None]) -> Pictures:
         """Pictures of the dataset, in storage beside its archive."""

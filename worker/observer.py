@@ -41,11 +41,17 @@ class Observer:
         log_file: Path,
         publish: Callable[[Event], Checkpoint | None],
         publish_artifact: Callable[[Event], str | None],
+        insist: Callable[[Callable[[], None]], None] = lambda write: write(),
     ) -> None:
-        """Publishing makes the files of an event visible; it gives None if they are no longer there."""
+        """Publishing makes the files of an event visible; it gives None if they are no longer there.
+
+        Args:
+            insist: has a write done that may not be left for later, such as `Lease.insist`.
+        """
         self._database = database
         self._job_id, self._epoch = job.id, job.epoch
         self._publish, self._publish_artifact = publish, publish_artifact
+        self._insist = insist
         self._pending: list[Event] = []
         self._log_file = log_file
         self._log_offset = 0
@@ -61,7 +67,7 @@ class Observer:
             LeaseLostError: if the job was taken away.
         """
         if event.type is EventType.CHECKPOINT:
-            self.flush()  # publishing takes time: what came before shows meanwhile
+            self._store_before_publishing()
             with tracing.span("publish_checkpoint", step=event.data.get("step"), checkpoint=event.data.get("kind")):
                 checkpoint = self._publish(event)
             if checkpoint is None:
@@ -69,7 +75,7 @@ class Observer:
             data = {name: event.data.get(name) for name in ("kind", "epoch", "step", "metric", "value")}
             event = Event(event.type, event.message, {"checkpoint_id": checkpoint.id, **data}, event.level)
         if event.type is EventType.ARTIFACT:
-            self.flush()
+            self._store_before_publishing()
             with tracing.span("publish_artifact"):
                 place = self._publish_artifact(event)
             if place is None:
@@ -105,6 +111,11 @@ class Observer:
         self._store(*self._new_log())
         while (rest := self._new_log(whole_lines=False))[0]:
             self._store(*rest)
+
+    def _store_before_publishing(self) -> None:
+        # Publishing takes time: what came before shows meanwhile. And the next attempt goes on behind a checkpoint
+        # that is published, so that what led to it would be missing for good.
+        self._insist(lambda: self._store(*self._new_log()))
 
     def _store(self, text: str, log_offset: int) -> None:
         if not self._pending and not text:

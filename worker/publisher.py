@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
 import structlog
@@ -75,8 +76,7 @@ class Publisher:
         )
         shutil.rmtree(scratch)
         checkpoint = self._lease.insist(lambda: self._announce(manifest))
-        for key in self._lease.insist(self._withdraw_replaced):
-            self._storage.delete(key)
+        self._storage.discard(self._lease.insist(self._withdraw_replaced))
         return checkpoint
 
     def fetch_latest(self, folder: Path) -> Path | None:
@@ -173,8 +173,9 @@ class Publisher:
             return False
         target.mkdir(parents=True)
         for file in checkpoint.files:
+            fetch = partial(self._storage.fetch, file.storage_key, target / file.name, on_chunk=self._lease.check)
             try:
-                fetched = self._storage.fetch(file.storage_key, target / file.name, on_chunk=self._lease.check)
+                fetched = self._lease.insist(fetch)
             except NotFoundError:
                 return False
             if fetched.sha256 != file.sha256:

@@ -33,7 +33,7 @@ from worker.work import Runner
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from service.shared.db.models import Job
+    from service.shared.db.models import Dataset, Job
     from service.shared.settings import Settings
     from service.shared.unit_of_work import UnitOfWork
     from worker.failures import Failure
@@ -141,6 +141,7 @@ class TrainingRunner(Runner["Job"]):
             log_file,
             publish=lambda event: publisher.publish(event, run_dir, folder / "publish"),
             publish_artifact=lambda event: artifacts.publish(event, run_dir, folder / "publish"),
+            insist=lease.insist,
         )
         log.info("attempt_began", gpus=job.gpus)
         observer(Event(EventType.PHASE, "Fetching the dataset", {"phase": Phase.DOWNLOADING_DATASET}))
@@ -166,14 +167,23 @@ class TrainingRunner(Runner["Job"]):
             lease.check()
             raise LeaseLostError(f"the lease of {job.id} was lost")
         lease.insist(observer.finish)
-        with self._database.read() as unit:
-            has_checkpoint = bool(unit.checkpoints.list(job.id))
+        has_checkpoint = lease.insist(lambda: self._has_checkpoint(job))
         return _outcome(ending, job, lease.request, self._settings, has_checkpoint=has_checkpoint)
 
-    def _unpacked(self, dataset_id: str, lease: Lease) -> contextlib.AbstractContextManager[Path]:
+    def _has_checkpoint(self, job: Job) -> bool:
         with self._database.read() as unit:
-            dataset = unit.datasets.get(dataset_id)
-        return unpacked(dataset, self._storage, self._workspace, on_chunk=lambda: self._check(lease))
+            return bool(unit.checkpoints.list(job.id))
+
+    def _unpacked(self, dataset_id: str, lease: Lease) -> contextlib.AbstractContextManager[Path]:
+        def find() -> Dataset:
+            with self._database.read() as unit:
+                return unit.datasets.get(dataset_id)
+
+        def check() -> None:
+            self._check(lease)
+
+        dataset = lease.insist(find)
+        return unpacked(dataset, self._storage, self._workspace, on_chunk=check, insist=lease.insist)
 
     def _fetch_checkpoint(
         self, job: Job, publisher: Publisher, artifacts: ArtifactPublisher, observer: Observer, folder: Path

@@ -56,18 +56,27 @@ class Workspace:
             remove(folder)
 
     @contextlib.contextmanager
-    def dataset(self, sha256: str, extract: Callable[[Path], object]) -> Iterator[Path]:
+    def dataset(
+        self, sha256: str, extract: Callable[[Path], object], on_wait: Callable[[], object] = lambda: None
+    ) -> Iterator[Path]:
         """The extracted archive with this hash, kept from eviction meanwhile.
 
         Args:
             extract: called with a folder to create, if no worker has extracted the archive yet; others wait for it.
+            on_wait: called now and then while another worker extracts; what it raises passes through.
         """
         if not SHA256.fullmatch(sha256):
             raise ValueError(f"not a SHA-256: {sha256!r}")
         folder = self._datasets / sha256
         lock = self._datasets / f"{sha256}.lock"
         while True:
-            with locked(lock, fcntl.LOCK_SH):
+            try:
+                shared = locked(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # another worker extracts it, for minutes or, if it is frozen, for ever
+                on_wait()
+                time.sleep(random.uniform(0.05, 0.2))
+                continue
+            with shared:
                 if folder.is_dir():
                     os.utime(folder)
                     yield folder
@@ -78,7 +87,7 @@ class Workspace:
         try:
             held = locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(random.uniform(0.05, 0.2))  # another worker extracts it: look again
+            time.sleep(random.uniform(0.05, 0.2))  # another worker was faster: look again
             return
         with held, self.attempt("extract") as scratch:
             if not folder.is_dir():

@@ -8,6 +8,11 @@ from typing import Protocol
 
 
 class Retry(Protocol):
+    @property
+    def longest_s(self) -> float:
+        """No wait is longer, in seconds."""
+        ...
+
     def delay_s(self, failures: int) -> float:
         """Seconds to wait after the given number of failures (1 or more)."""
         ...
@@ -19,6 +24,10 @@ class RetryPolicy:
 
     base_s: float
     max_s: float
+
+    @property
+    def longest_s(self) -> float:
+        return self.max_s
 
     def delay_s(self, failures: int) -> float:
         """Seconds to wait after the given number of failures (1 or more)."""

@@ -114,7 +114,7 @@ class Storage:
         return self._parts(key, start, stop) if self._root is None else _read(self._root / key, key, start, stop)
 
     def fetch(self, key: str, path: Path, *, on_chunk: Callable[[], None] | None = None) -> StoredFile:
-        """Copy a file out of storage to a new local path and hash it on the way.
+        """Copy a file out of storage to a new local path and hash it on the way; all of it is there then, or nothing.
 
         Raises:
             NotFoundError: if there is no such file.
@@ -124,13 +124,17 @@ class Storage:
         size_bytes = 0
         chunks = self.get_range(key)
         with path.open("xb") as file:
-            for chunk in chunks:
-                with _translated():
-                    file.write(chunk)
-                digest.update(chunk)
-                size_bytes += len(chunk)
-                if on_chunk is not None:
-                    on_chunk()
+            try:
+                for chunk in chunks:
+                    with _translated():
+                        file.write(chunk)
+                    digest.update(chunk)
+                    size_bytes += len(chunk)
+                    if on_chunk is not None:
+                        on_chunk()
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
         return StoredFile(key, size_bytes, digest.hexdigest())
 
     def size(self, key: str) -> int:
@@ -177,6 +181,14 @@ class Storage:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
                 return
+
+    def discard(self, keys: Iterable[str]) -> None:
+        """Delete files that no row names any more, as far as that works now; the sweep has the rest."""
+        try:
+            for key in keys:
+                self.delete(key)
+        except StorageError as error:
+            log.warning("files_left_to_sweep", error=error.message)
 
     def delete_all(self, keys: Sequence[str]) -> None:
         """Delete files, several at a time; no error for those that are already gone."""

@@ -82,7 +82,9 @@ class UnitOfWork:
         self.usage = UsageRepository(session, clock)
         self.quotas = QuotaRepository(session, clock, self.usage, Limits.default(settings), memory.quotas)
         self.workers = WorkerRepository(session, clock)
-        self.queue = QueueRepository(session, clock, memory.queue, self.quotas, self.workers, settings.lease_timeout_s)
+        self.queue = QueueRepository(
+            session, clock, memory.queue, self.quotas, self.workers, settings.lease_timeout_s, retry.longest_s
+        )
         self.jobs = JobRepository(session, clock, self.events, self.queue, self.outbox, self.tallies, self.usage)
         self.attempts = AttemptRepository(session, clock, self.jobs, retry, self.tallies, self.usage)
         self.datasets = DatasetRepository(session, clock, retry, settings.ingest_max_attempts, self.outbox)

@@ -53,6 +53,17 @@ def test_the_oldest_unchecked_dataset_is_claimed_by_one_worker(database: Databas
         assert unit.datasets.claim("w") is None
 
 
+def test_a_wait_that_a_wrong_clock_has_set_keeps_no_dataset(database: Database, clock: FakeClock) -> None:
+    dataset_id = add_dataset(database, DatasetState.PROCESSING)
+    epoch = claim(database).epoch
+    clock.advance(5400)  # of whoever ends the attempt, alone
+    with database.write() as unit:
+        assert unit.datasets.finish(dataset_id, epoch, DatasetState.PROCESSING, error=ERROR).not_before is not None
+        assert unit.datasets.claim("w") is None
+    clock.advance(-5400)
+    assert claim(database).id == dataset_id
+
+
 def test_every_write_of_a_stale_lease_is_refused(database: Database) -> None:
     dataset = claim_after_drain(database)
     stale = dataset.epoch - 1

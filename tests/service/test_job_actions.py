@@ -212,7 +212,7 @@ def test_a_stop_outlives_the_worker_that_was_asked(database: Database, clock: Fa
 def test_a_queued_job_that_was_paused_keeps_no_backoff(database: Database, clock: FakeClock) -> None:
     from datetime import timedelta
 
-    job_id = add_job(database, not_before=clock.now() + timedelta(hours=1))
+    job_id = add_job(database, not_before=clock.now() + timedelta(minutes=10))
     take(database, JobAction.PAUSE, job_id)
     take(database, JobAction.RESUME, job_id)
     assert claim(database).id == job_id

@@ -108,6 +108,16 @@ def test_a_job_that_waits_for_its_backoff_is_not_claimed(database: Database, clo
     assert claim(database).id == job_id
 
 
+def test_a_wait_that_a_wrong_clock_has_set_keeps_no_job(database: Database, clock: FakeClock) -> None:
+    job_id = add_job(database)
+    epoch = claim(database).epoch
+    clock.advance(5400)  # of whoever ends the attempt, alone
+    with database.write() as unit:
+        unit.attempts.finish(job_id, epoch, JobState.QUEUED, error={"code": "internal", "retryable": True})
+    clock.advance(-5400)
+    assert claim(database).id == job_id
+
+
 def test_every_write_of_a_stale_epoch_is_refused(database: Database) -> None:
     job_id = add_job(database)
     stale = claim(database).epoch

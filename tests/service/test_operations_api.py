@@ -48,6 +48,26 @@ def test_ready_is_degraded_without_workers_or_broker_and_ok_with_them(api: Api) 
         assert unit.workers.count_alive("cpu", within_s=10**6) == 0
 
 
+def test_a_worker_whose_clock_was_ahead_is_not_taken_for_alive_once_it_is_gone(api: Api) -> None:
+    def alive() -> list[object]:
+        with api.database.read() as unit:
+            sizes = unit.workers.sizes("gpu", within_s=10)
+            counts = [unit.workers.count_alive("gpu", within_s=10), unit.census.staff(within_s=10)["gpu"].alive]
+            devices = unit.workers.devices("gpu", within_s=10)
+        return [len(sizes), *counts, len(devices), len(api.client.get("/v1/workers").json()["data"])]
+
+    def beat(ahead_s: float) -> None:
+        api.clock.advance(ahead_s)
+        with api.database.write() as unit:
+            unit.workers.beat("w-1", kind="gpu", host="h", pid=1, device="H100", memory_bytes=1)
+        api.clock.advance(-ahead_s)
+
+    beat(60)
+    assert alive() == [1] * 5
+    beat(5400)
+    assert alive() == [0] * 5
+
+
 def test_not_ready_where_nothing_can_be_stored(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object, **__: object) -> None:
         raise OperationalError("SELECT", {}, Exception("gone"))

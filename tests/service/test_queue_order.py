@@ -44,7 +44,7 @@ def test_projects_take_turns_and_a_crowd_of_one_holds_nobody_up(database: Databa
 
 def test_priority_comes_before_fairness_and_backoff_before_both(database: Database, clock: FakeClock) -> None:
     dataset = add_dataset(database)
-    later = clock.now() + timedelta(hours=1)
+    later = clock.now() + timedelta(minutes=10)
     add_job(database, dataset, project="b", priority=99, not_before=later)
     low = add_job(database, dataset, project="b", priority=10)
     high = [add_job(database, dataset, project="a", priority=50) for _ in range(2)]

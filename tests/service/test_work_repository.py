@@ -206,3 +206,17 @@ def test_predictions_are_forgotten_and_only_files_without_a_row_are_swept(
         assert unit.predictions.known_keys([image_key]) == set()
     left = {key for prefix in ("jobs", "exports", "predictions") for key in storage.list(prefix)}
     assert left == kept | {f"jobs/{job.id}/artifacts/report.html"}
+
+
+def test_a_wait_that_a_wrong_clock_has_set_keeps_no_work(database: Database, model_id: str, clock: FakeClock) -> None:
+    prediction_id = add_prediction(database, model_id)
+    with database.write() as unit:
+        held = unit.predictions.claim("w-1")
+    assert held is not None
+    clock.advance(5400)  # of whoever ends the attempt, alone
+    with database.write() as unit:
+        assert unit.predictions.fail(prediction_id, held.epoch, ERROR).state is WorkState.QUEUED
+        assert unit.predictions.claim("w-1") is None
+    clock.advance(-5400)
+    with database.write() as unit:
+        assert unit.predictions.claim("w-1") is not None

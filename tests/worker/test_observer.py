@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from sam3_lora.events import Event, EventType
 from service.shared.errors import LeaseLostError
@@ -13,6 +14,7 @@ from tests.worker.conftest import add_dataset, add_job, both_databases, job_of, 
 from worker.observer import LOG_PIECE_BYTES, Observer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from service.shared.db.models import Job
@@ -124,3 +126,28 @@ def test_lost_lease_is_raised(database: Database, job: Job, observer: Observer) 
         observer.flush()
     with database.read() as unit:
         assert "too late" not in [event.message for event in unit.events.list(job.id)]
+
+
+def test_what_led_to_a_checkpoint_is_stored_before_it_even_if_the_database_comes_back_late(
+    database: Database, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def publish(event: Event) -> None:
+        seen.append(len(points_of(database, job.id)))
+
+    def insist(write: Callable[[], None]) -> None:
+        with pytest.raises(OperationalError):
+            write()
+        monkeypatch.undo()
+        write()
+
+    def fail(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception("the server is starting up"))
+
+    (tmp_path / "log").touch()
+    observer = Observer(database, job, tmp_path / "log", publish, lambda _: None, insist)
+    observer(Event(EventType.METRICS, "", {"step": 1, "values": {"train/loss": 1.0}}))
+    monkeypatch.setattr(observer, "_write", fail)
+    observer(Event(EventType.CHECKPOINT, "", {"kind": "epoch", "epoch": 1, "step": 1}))
+    assert seen == [1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.shared.errors import LeaseLostError
+from service.shared.errors import LeaseLostError, StorageError
 from service.shared.states import JobState
 from service.usecases.actions import cancel_job, pause_job, resume_job, stop_job
 from service.usecases.retries import retry_job
@@ -452,6 +452,47 @@ def test_database_away_for_a_moment_costs_nothing(rig: Rig, monkeypatch: pytest.
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
     points = [p for p in points_of(rig.database, job.id) if p.name == "train/loss"]
     assert len(points) == 20
+
+
+class Away:
+    """A storage whose operation of that name fails so many times, and is asked so often."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+        self.asked = 0
+        works = getattr(rig.storage, name)
+
+        def operation(*arguments: Any, **options: Any) -> Any:
+            self.asked += 1
+            if self.asked <= times:
+                raise StorageError("Storage does not work at the moment.")
+            return works(*arguments, **options)
+
+        monkeypatch.setattr(rig.storage, name, operation)
+
+
+def test_storage_away_while_the_dataset_is_fetched_costs_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Away(rig, monkeypatch, "fetch", times=1)
+    job = rig.run(trainers.CONTRACT + "\ntrain(1)")
+    assert (job.state, job.attempt, away.asked) == (JobState.SUCCEEDED, 1, 2)
+
+
+def test_storage_away_while_a_checkpoint_is_fetched_costs_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = rig.run(trainers.CONTRACT + "\ntrain(1)\nos.kill(os.getpid(), 9)")
+    assert job.state is JobState.QUEUED
+    rig.make_due(job.id)
+    away = Away(rig, monkeypatch, "fetch", times=1)
+    job = rig.run(trainers.CONTRACT + "\ntrain(2)", job.id)
+    assert (job.state, job.attempt, job.result["first"]) == (JobState.SUCCEEDED, 2, 2)
+    assert away.asked > 1
+
+
+def test_files_that_cannot_be_deleted_stop_no_training(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Away(rig, monkeypatch, "delete", times=10**6)
+    job = rig.run(trainers.CONTRACT + "\ntrain(5)")
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    assert away.asked > 1
+    with rig.database.read() as unit:
+        assert len(unit.checkpoints.list(job.id)) == 3  # two to go on from, and the best
 
 
 @both_databases

@@ -93,6 +93,30 @@ def test_two_workers_extract_one_dataset_once(workspace: Workspace, tmp_path: Pa
     other.close()
 
 
+def test_whoever_waits_for_another_worker_can_be_called_away(workspace: Workspace, tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def extract_slowly(folder: Path) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        extract(folder)
+
+    def extract_first() -> None:
+        with workspace.dataset(sha(1), extract_slowly):
+            pass
+
+    def leave() -> None:
+        raise InterruptedError("wanted back")
+
+    first = threading.Thread(target=extract_first)
+    first.start()
+    assert begun.wait(20)
+    with pytest.raises(InterruptedError), workspace.dataset(sha(1), pytest.fail, leave):
+        pass
+    go_on.set()
+    first.join()
+
+
 def test_least_recently_used_datasets_make_room_but_never_those_in_use(workspace: Workspace, tmp_path: Path) -> None:
     with workspace.dataset(sha(0), extract) as used:
         for number in range(1, KEPT_DATASETS + 3):

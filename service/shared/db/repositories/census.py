@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, case, func, literal, literal_column, or_, select, text, union_all
@@ -19,6 +18,7 @@ from service.shared.db.models import (
     Worker,
 )
 from service.shared.db.repositories.datasets import UNFINISHED
+from service.shared.db.repositories.times import is_within
 from service.shared.queue import KINDS
 from service.shared.states import LEASED, LIVE, JobState, WorkState
 
@@ -105,7 +105,7 @@ class CensusRepository:
 
     def staff(self, *, within_s: float) -> dict[str, Staff]:
         """Workers by kind; alive are those that gave a sign of life within so many seconds."""
-        lives = Worker.last_seen_at >= self._clock.now() - timedelta(seconds=within_s)
+        lives = is_within(Worker.last_seen_at, self._clock.now(), seconds=within_s)
         alive, gpus = func.sum(case((lives, 1), else_=0)), func.sum(case((lives, Worker.gpus), else_=0))
         query = select(Worker.kind, alive, gpus, func.max(Worker.last_seen_at)).group_by(Worker.kind)
         found = {kind: Staff(int(alive), int(gpus), at) for kind, alive, gpus, at in self._session.execute(query)}

@@ -12,6 +12,7 @@ from service.shared.db.models import Comparison, Dataset, Job
 from service.shared.db.models.base import EVERYBODY
 from service.shared.db.repositories.attempts import Lease
 from service.shared.db.repositories.paging import page
+from service.shared.db.repositories.times import wait_is_over
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
 from service.shared.states import DatasetState
 
@@ -161,9 +162,8 @@ class DatasetRepository:
     def claim(self, worker_id: str) -> Dataset | None:
         """Take the oldest unchecked dataset under a new `epoch`; None if nothing is due."""
         now = self._clock.now()
-        due = and_(
-            UNFINISHED, Dataset.worker_id.is_(None), or_(Dataset.not_before.is_(None), Dataset.not_before <= now)
-        )
+        is_over = wait_is_over(Dataset.not_before, now, longest_s=self._retry.longest_s)
+        due = and_(UNFINISHED, Dataset.worker_id.is_(None), is_over)
         dataset_id = self._session.scalar(
             select(Dataset.id)
             .where(due)

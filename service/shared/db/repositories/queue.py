@@ -17,6 +17,7 @@ from sqlalchemy import and_, func, or_, select
 
 from service.shared.db.models import Dataset, Job
 from service.shared.db.models.base import EVERYBODY
+from service.shared.db.repositories.times import wait_is_over
 from service.shared.states import LEASED, JobState
 
 if TYPE_CHECKING:
@@ -143,19 +144,22 @@ class QueueRepository:
         quotas: QuotaRepository,
         workers: WorkerRepository,
         lease_timeout_s: float,
+        longest_wait_s: float,
     ) -> None:
+        """`longest_wait_s`: for another attempt."""
         self._session = session
         self._clock = clock
         self._memory = memory
         self._quotas = quotas
         self._workers = workers
         self._lease_timeout_s = lease_timeout_s
+        self._longest_wait_s = longest_wait_s
 
     def lock_next(self, gpus: int) -> str | None:
         """Id of the job to claim with so many GPUs, locked for this transaction; None if nothing is due for them or
         others hold all of it.
         """
-        of_any_size = and_(QUEUED, or_(Job.not_before.is_(None), Job.not_before <= self._clock.now()))
+        of_any_size = and_(QUEUED, wait_is_over(Job.not_before, self._clock.now(), longest_s=self._longest_wait_s))
         due = and_(of_any_size, Job.gpus <= gpus)
         held: set[str] = set()
         for priority in self._priorities(due):

@@ -48,6 +48,8 @@ DISABLED = {
 class RetrySchedule:
     """When a delivery is tried again; a retry policy."""
 
+    longest_s = max(DELAYS_S) * (1 + JITTER)
+
     def delay_s(self, failures: int) -> float:
         """Seconds to wait after so many failures (1 or more)."""
         return DELAYS_S[min(failures, len(DELAYS_S)) - 1] * random.uniform(1 - JITTER, 1 + JITTER)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, select, update
 
 from service.shared.db.models import Comparison, Export, Prediction, WebhookDelivery
 from service.shared.db.repositories.attempts import Lease
+from service.shared.db.repositories.times import wait_is_over
 from service.shared.errors import LeaseLostError, StateConflictError
 from service.shared.states import WorkState
 
@@ -55,7 +56,8 @@ class WorkRepository(Generic[Row]):
     def claim(self, worker_id: str, **noted: Any) -> Row | None:
         """Take the oldest work that is due, under a new `epoch`; None if there is none. `noted`: by column."""
         model, now = self._model, self._clock.now()
-        due = (model.state == WorkState.QUEUED, or_(model.not_before.is_(None), model.not_before <= now))
+        is_over = wait_is_over(model.not_before, now, longest_s=self._retry.longest_s)
+        due = (model.state == WorkState.QUEUED, is_over)
         chosen = self._session.scalar(
             select(model.id).where(*due).order_by(model.created_at, model.id).limit(1).with_for_update(skip_locked=True)
         )

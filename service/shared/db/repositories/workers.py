@@ -9,17 +9,19 @@ from sqlalchemy import and_, bindparam, delete, func, select
 
 from service.shared.db.models import Job, Worker
 from service.shared.db.repositories.inserts import insert_minding
+from service.shared.db.repositories.times import AHEAD_S, is_within
 from service.shared.states import LEASED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
 
 
-_ALIVE = (Worker.kind == bindparam("kind"), Worker.last_seen_at >= bindparam("since"))
+_ALIVE = (Worker.kind == bindparam("kind"), Worker.last_seen_at.between(bindparam("since"), bindparam("until")))
 # Asked all the time, and building a statement takes longer than running it.
 SIZES = select(Worker.id, Worker.gpus).where(*_ALIVE)
 
@@ -53,31 +55,29 @@ class WorkerRepository:
 
     def count_alive(self, kind: str, *, within_s: float) -> int:
         """Workers of a kind that gave a sign of life within so many seconds."""
-        since = self._clock.now() - timedelta(seconds=within_s)
-        query = select(func.count()).where(Worker.kind == kind, Worker.last_seen_at >= since)
+        query = select(func.count()).where(Worker.kind == kind, self._lives(within_s))
         return self._session.scalar(query) or 0
 
     def alive(self, *, within_s: float) -> Sequence[tuple[Worker, str | None]]:
         """Living workers of all kinds, the oldest first, with the job that each has, if it trains one."""
-        since = self._clock.now() - timedelta(seconds=within_s)
         held = and_(Job.worker_id == Worker.id, Job.state.in_(LEASED))
-        query = select(Worker, Job.id).outerjoin(Job, held).where(Worker.last_seen_at >= since)
+        query = select(Worker, Job.id).outerjoin(Job, held).where(self._lives(within_s))
         return [
             (worker, job_id) for worker, job_id in self._session.execute(query.order_by(Worker.started_at, Worker.id))
         ]
 
     def sizes(self, kind: str, *, within_s: float) -> dict[str, int]:
         """GPUs of the living workers of a kind, by their ids."""
-        since = self._clock.now() - timedelta(seconds=within_s)
-        rows = self._session.execute(SIZES, {"kind": kind, "since": since})
+        now = self._clock.now()
+        times = {"since": now - timedelta(seconds=within_s), "until": now + timedelta(seconds=AHEAD_S)}
+        rows = self._session.execute(SIZES, {"kind": kind, **times})
         return {worker_id: gpus for worker_id, gpus in rows}  # noqa: C416 - dict() of rows has no type
 
     def devices(self, kind: str, *, within_s: float) -> Sequence[tuple[str, int, int, int]]:
         """Devices of the living workers of a kind that say what they have: name, bytes of memory, GPUs, workers."""
-        since = self._clock.now() - timedelta(seconds=within_s)
         query = (
             select(Worker.device, Worker.memory_bytes, Worker.gpus, func.count())
-            .where(Worker.kind == kind, Worker.last_seen_at >= since)
+            .where(Worker.kind == kind, self._lives(within_s))
             .where(Worker.device.is_not(None), Worker.memory_bytes.is_not(None))
             .group_by(Worker.device, Worker.memory_bytes, Worker.gpus)
             .order_by(Worker.device, Worker.memory_bytes, Worker.gpus)
@@ -90,3 +90,6 @@ class WorkerRepository:
         """Remove workers that have been silent for longer."""
         since = self._clock.now() - timedelta(seconds=after_s)
         self._session.execute(delete(Worker).where(Worker.last_seen_at < since))
+
+    def _lives(self, within_s: float) -> ColumnElement[bool]:
+        return is_within(Worker.last_seen_at, self._clock.now(), seconds=within_s)
