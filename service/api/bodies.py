@@ -1,11 +1,11 @@
 """Reading JSON bodies strictly: bounded, no duplicate keys, nothing that JSON cannot say or databases cannot hold."""
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
-import anyio
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
@@ -97,7 +97,7 @@ async def read_json_body(request: Request) -> bytes:
         raise UnsupportedMediaTypeError("Send the body as Content-Type: application/json.")
     body = bytearray()
     try:
-        with anyio.fail_after(settings.upload_idle_timeout_s):
+        async with asyncio.timeout(settings.upload_idle_timeout_s):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > settings.max_json_bytes:
