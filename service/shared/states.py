@@ -115,9 +115,10 @@ DATASET_MOVES: dict[tuple[DatasetState, DatasetState], frozenset[Actor]] = {
 }
 
 
-def allowed_actions(state: JobState) -> list[JobAction]:
-    """What a user may do with a job in this state."""
-    return [action for action, states in ACTIONS.items() if state in states]
+def allowed_actions(state: JobState, request: JobRequest | None = None) -> list[JobAction]:
+    """What a user may do with a job in this state, of which `request` was asked."""
+    settled = {JobAction.STOP, JobAction.PAUSE} if request is JobRequest.STOP else set()
+    return [action for action, states in ACTIONS.items() if state in states and action not in settled]
 
 
 def sources(to: JobState, by: Actor) -> frozenset[JobState]:

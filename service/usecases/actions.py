@@ -129,5 +129,5 @@ def check_allowed(job: Job, action: JobAction) -> None:
     if job.state in ACTIONS[action]:
         return
     reason = f" ({job.status_reason})" if job.status_reason else ""
-    possible = ", ".join(allowed_actions(job.state)) or "nothing"
+    possible = ", ".join(allowed_actions(job.state, job.request)) or "nothing"
     raise StateConflictError(f"Job {job.id} is {job.state}{reason}: {action} is not possible now, but {possible} is.")

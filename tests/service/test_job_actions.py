@@ -387,3 +387,12 @@ def test_a_claim_completes_the_hash_of_a_dataset_that_was_still_to_be_fetched(da
     job_id = add_job(database, resolved={"config": {}, "dataset_sha256": ""})
     assert claim(database).resolved["dataset_sha256"] == "0" * 64
     assert read(database, job_id).resolved["dataset_sha256"] == "0" * 64
+
+
+def test_a_job_that_was_asked_to_stop_offers_only_what_it_would_do(api: Api) -> None:
+    url = create(api)
+    with api.database.write() as unit:
+        unit.jobs.claim("worker")
+    assert api.client.get(url).json()["allowed_actions"] == ["cancel", "stop", "pause"]
+    assert api.client.post(f"{url}/stop").json()["allowed_actions"] == ["cancel"]
+    assert_problem(api.client.post(f"{url}/pause"), 409, "state_conflict")

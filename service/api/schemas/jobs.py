@@ -297,7 +297,7 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         phase=job.phase,
         status_reason=job.status_reason,
         is_terminal=job.state in TERMINAL,
-        allowed_actions=allowed_actions(job.state),
+        allowed_actions=allowed_actions(job.state, job.request),
         base_model=job.base_model,
         init_from=None if job.init_checkpoint_id is None else InitFromRead(checkpoint_id=job.init_checkpoint_id),
         retry_of=job.retry_of,
