@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -11,6 +12,7 @@ from sam3_lora.events import Event, EventType
 from service.shared import tracing
 from service.shared.db.repositories.events import NewEvent
 from service.shared.db.repositories.metrics import StepValues
+from service.shared.ids import new_id
 from worker.lease import DATABASE_AWAY
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from service.shared.db.models import Checkpoint, Job
-    from service.shared.unit_of_work import Database, UnitOfWork
+    from service.shared.unit_of_work import Database
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +31,16 @@ LOG_PIECE_BYTES = 256 * 1024
 MAX_STEP = 2**63 - 1  # a signed 64-bit column
 # Kept as metric points and as the job's progress; a row of each in the event list would only bury the others.
 NOT_LISTED = frozenset({EventType.METRICS, EventType.PROGRESS})
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one transaction stores: the first so many pending events, and the log up to an offset."""
+
+    events: int
+    event_id: str | None
+    """Of the first of them that is listed."""
+    log_offset: int
 
 
 class Observer:
@@ -52,9 +64,11 @@ class Observer:
         self._job_id, self._epoch = job.id, job.epoch
         self._publish, self._publish_artifact = publish, publish_artifact
         self._insist = insist
-        self._pending: list[Event] = []
+        self._pending: list[tuple[Event, str]] = []
         self._log_file = log_file
         self._log_offset = 0
+        self._stored_log_bytes = job.log_bytes  # of all attempts
+        self._unsure: _Batch | None = None
         self._flush_at = 0.0
         self._vitals_at = 0.0
         self.vitals: Callable[[], dict[str, float]] = dict
@@ -81,7 +95,7 @@ class Observer:
             if place is None:
                 return
             event = Event(event.type, f"{place} is ready", {"place": place})
-        self._pending.append(event)
+        self._pending.append((event, new_id("evt")))
         if len(self._pending) >= MAX_PENDING:
             self.flush()
 
@@ -98,7 +112,7 @@ class Observer:
         """As `tick`, at once."""
         self._flush_at = time.monotonic() + FLUSH_INTERVAL_S
         try:
-            self._store(*self._new_log())
+            self._store()
         except DATABASE_AWAY as error:
             log.warning("events_kept_back", events=len(self._pending), error=str(error))
 
@@ -108,38 +122,62 @@ class Observer:
         Raises:
             LeaseLostError: if the job was taken away.
         """
-        self._store(*self._new_log())
-        while (rest := self._new_log(whole_lines=False))[0]:
-            self._store(*rest)
+        self._store()
+        while self._store(whole_lines=False):
+            pass
 
     def _store_before_publishing(self) -> None:
         # Publishing takes time: what came before shows meanwhile. And the next attempt goes on behind a checkpoint
         # that is published, so that what led to it would be missing for good.
-        self._insist(lambda: self._store(*self._new_log()))
+        self._insist(lambda: self._store())
 
-    def _store(self, text: str, log_offset: int) -> None:
+    def _store(self, *, whole_lines: bool = True) -> bool:
+        """Write what is new, once; whether there was any of the log."""
+        self._make_sure()
+        text, log_offset = self._new_log(whole_lines=whole_lines)
         if not self._pending and not text:
-            return
-        steps = [step for event in self._pending if event.type is EventType.METRICS for step in _step_values(event)]
+            return False
+        events = [event for event, _ in self._pending]
+        listed = [
+            NewEvent(event.type, event.message, event.data, event.level, event_id)
+            for event, event_id in self._pending
+            if event.type not in NOT_LISTED
+        ]
+        steps = [step for event in events if event.type is EventType.METRICS for step in _step_values(event)]
         steps += self._vitals_after(steps)  # before others have to wait for this transaction
+        log_bytes = self._stored_log_bytes
+        self._unsure = _Batch(len(events), listed[0].id if listed else None, log_offset)
         with self._database.write() as unit:
-            self._write(unit, steps)
+            unit.events.append(self._job_id, self._epoch, listed)
+            if steps:
+                unit.metrics.add_all(self._job_id, self._epoch, steps)
+            if state := _state_after(events):
+                unit.attempts.report(self._job_id, self._epoch, **state)
             if text:
-                unit.logs.append(self._job_id, self._epoch, text)
-        self._pending.clear()
-        self._log_offset = log_offset
+                log_bytes = unit.logs.append(self._job_id, self._epoch, text)
+        self._note_stored(self._unsure, log_bytes)
+        return bool(text)
 
-    def _write(self, unit: UnitOfWork, steps: list[StepValues]) -> None:
-        listed = [event for event in self._pending if event.type not in NOT_LISTED]
-        unit.events.append(
-            self._job_id,
-            self._epoch,
-            [NewEvent(event.type, event.message, event.data, event.level) for event in listed],
-        )
-        if steps:
-            unit.metrics.add_all(self._job_id, self._epoch, steps)
-        if state := _state_after(self._pending):
-            unit.attempts.report(self._job_id, self._epoch, **state)
+    def _make_sure(self) -> None:
+        """After a failure: whether the transaction was committed nevertheless, and only its answer was lost."""
+        if (batch := self._unsure) is None:
+            return
+        with self._database.write() as unit:
+            # Whoever has the row waits until that transaction is over, if the database is still at it.
+            log_bytes = unit.jobs.get(self._job_id, lock=True).log_bytes
+            is_stored = (
+                log_bytes != self._stored_log_bytes
+                if batch.event_id is None
+                else unit.events.exists(self._job_id, batch.event_id)
+            )
+        if is_stored:
+            self._note_stored(batch, log_bytes)
+        self._unsure = None
+
+    def _note_stored(self, batch: _Batch, log_bytes: int) -> None:
+        del self._pending[: batch.events]
+        self._log_offset, self._stored_log_bytes = batch.log_offset, log_bytes
+        self._unsure = None
 
     def _vitals_after(self, steps: list[StepValues]) -> list[StepValues]:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from tests.worker.conftest import add_dataset, add_job, both_databases, job_of, 
 from worker.observer import LOG_PIECE_BYTES, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from service.shared.db.models import Job
     from service.shared.storage import Storage
-    from service.shared.unit_of_work import Database
+    from service.shared.unit_of_work import Database, UnitOfWork
 
 
 @pytest.fixture
@@ -148,6 +149,55 @@ def test_what_led_to_a_checkpoint_is_stored_before_it_even_if_the_database_comes
     (tmp_path / "log").touch()
     observer = Observer(database, job, tmp_path / "log", publish, lambda _: None, insist)
     observer(Event(EventType.METRICS, "", {"step": 1, "values": {"train/loss": 1.0}}))
-    monkeypatch.setattr(observer, "_write", fail)
+    monkeypatch.setattr(database, "write", fail)
     observer(Event(EventType.CHECKPOINT, "", {"kind": "epoch", "epoch": 1, "step": 1}))
     assert seen == [1]
+
+
+@both_databases
+@pytest.mark.parametrize("is_committed", [True, False])
+@pytest.mark.parametrize("kinds", ["events and log", "events", "log"])
+def test_what_was_stored_when_its_answer_was_lost_is_not_stored_again(
+    database: Database,
+    job: Job,
+    observer: Observer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: str,
+    is_committed: bool,
+) -> None:
+    write = database.write
+
+    @contextlib.contextmanager
+    def failing() -> Iterator[UnitOfWork]:
+        with write() as unit:
+            yield unit
+            if not is_committed:
+                raise OperationalError("COMMIT", {}, Exception("the connection broke"))
+        raise OperationalError("COMMIT", {}, Exception("the connection broke"))
+
+    def go_on(number: int) -> None:
+        if "events" in kinds:
+            observer(Event(EventType.PROGRESS, "", {"percent": number}))
+            observer(Event(EventType.MESSAGE, f"event {number}"))
+        if "log" in kinds:
+            with (tmp_path / "log").open("a") as file:
+                file.write(f"line {number}\n")
+
+    with database.read() as unit:
+        before = len(unit.events.list(job.id))
+    go_on(1)
+    observer.flush()
+    go_on(2)
+    monkeypatch.setattr(database, "write", failing)
+    observer.flush()
+    go_on(3)
+    observer.flush()  # cannot even find out
+    monkeypatch.setattr(database, "write", write)
+    observer.flush()
+    go_on(4)
+    observer.finish()
+    with database.read() as unit:
+        told = [event.message for event in unit.events.list(job.id)][before:]
+    assert told == ([f"event {number}" for number in (1, 2, 3, 4)] if "events" in kinds else [])
+    assert log_of(database, job) == ("line 1\nline 2\nline 3\nline 4\n" if "log" in kinds else "")

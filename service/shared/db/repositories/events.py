@@ -27,12 +27,16 @@ NEW_EVENTS = insert(Base.metadata.tables[JobEvent.__tablename__])
 
 @dataclass(frozen=True)
 class NewEvent:
-    """An event before it has a number. `type` is one of `sam3_lora.events.EventType`, or `status` for a move."""
+    """An event before it has a number. `type` is one of `sam3_lora.events.EventType`, or `status` for a move.
+
+    `id` is given where the caller has to know it; else it gets one.
+    """
 
     type: str
     message: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     level: str = Level.INFO
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class EventRepository:
             {
                 "job_id": job.id,
                 "seq": job.last_event_seq - len(own) + 1 + index,
-                "id": new_id("evt"),
+                "id": event.id or new_id("evt"),
                 "attempt": job.attempt,
                 "type": event.type,
                 "level": event.level,
@@ -100,6 +104,11 @@ class EventRepository:
         if event is None:
             raise NotFoundError(f"Job {job_id} has no event {event_id!r}.")
         return event
+
+    def exists(self, job_id: str, event_id: str) -> bool:
+        """Whether the job has an event with this id."""
+        query = select(JobEvent.seq).where(JobEvent.job_id == job_id, JobEvent.id == event_id)
+        return self._session.scalar(query) is not None
 
     def list(
         self,

@@ -24,8 +24,10 @@ class LogRepository:
         self._session = session
         self._max_bytes = max_bytes
 
-    def append(self, job_id: str, epoch: int, text: str) -> None:
+    def append(self, job_id: str, epoch: int, text: str) -> int:
         """Add text to the job's log; beyond the limit it is dropped, with a note in the log the first time.
+
+        Returns the bytes that the log has then.
 
         Raises:
             LeaseLostError: if `epoch` no longer holds the job.
@@ -38,6 +40,7 @@ class LogRepository:
             write_fenced(self._session, job_id, epoch, log_bytes=offset + len(kept))
         if kept:
             self._session.execute(insert(LogChunk).values(job_id=job_id, offset=offset, text=kept.decode()))
+        return offset + len(kept)
 
     def size(self, job_id: str) -> int:
         """Bytes of the log."""
