@@ -53,7 +53,7 @@ class Observer:
         log_file: Path,
         publish: Callable[[Event], Checkpoint | None],
         publish_artifact: Callable[[Event], str | None],
-        insist: Callable[[Callable[[], None]], None] = lambda write: write(),
+        insist: Callable[[Callable[[], object]], object] = lambda write: write(),
     ) -> None:
         """Publishing makes the files of an event visible; it gives None if they are no longer there.
 
@@ -129,7 +129,7 @@ class Observer:
     def _store_before_publishing(self) -> None:
         # Publishing takes time: what came before shows meanwhile. And the next attempt goes on behind a checkpoint
         # that is published, so that what led to it would be missing for good.
-        self._insist(lambda: self._store())
+        self._insist(self._store)
 
     def _store(self, *, whole_lines: bool = True) -> bool:
         """Write what is new, once; whether there was any of the log."""
