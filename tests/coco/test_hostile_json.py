@@ -219,9 +219,7 @@ def test_hostile_json_is_reported(folder: Path, case: str) -> None:
     check_report(report)
 
 
-@pytest.mark.parametrize(
-    "case", set(CASES) - {name for name, (_, code) in CASES.items() if name.startswith("file_name")}
-)
+@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith("file_name")])
 def test_hostile_json_does_not_load(folder: Path, case: str) -> None:
     write_json(folder / "train", CASES[case][0])  # type: ignore[arg-type]
     with pytest.raises(DatasetIssueError):
