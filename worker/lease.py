@@ -13,12 +13,12 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.shared.errors import LeaseLostError, StorageError
+from service.shared.states import JobRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from service.shared.settings import Settings
-    from service.shared.states import JobRequest
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,7 @@ class Lease:
 
         Raises:
             LeaseLostError: once it is lost.
-            StorageError: if storage does not come back in time.
+            StorageError: if storage does not come back in time, or before the job is cancelled.
         """
         give_up_at = time.monotonic() + self._storage_retry_s
         while True:
@@ -85,7 +85,8 @@ class Lease:
                 log.warning("write_failed", work=self.name, error=str(error))
                 time.sleep(RETRY_S)
             except StorageError as error:
-                if time.monotonic() > give_up_at:
+                # Of a job that is to be cancelled nothing is needed any more.
+                if time.monotonic() > give_up_at or self.request is JobRequest.CANCEL:
                     raise
                 log.warning("storage_failed", work=self.name, error=error.message)
                 time.sleep(min(STORAGE_RETRY_S, self._storage_retry_s))

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from service.shared.errors import LeaseLostError, StorageError
 from service.shared.settings import Settings
 from service.shared.states import JobRequest
+from tests.stack import wait_until
 from tests.worker.conftest import FAST
 from worker.lease import Lease
 
@@ -32,6 +33,7 @@ class Heart:
         self.away = False
         self.lost = False
         self.delay_s = 0.0
+        self.asked = JobRequest.STOP
 
     def beat(self) -> JobRequest | None:
         time.sleep(self.delay_s)
@@ -40,7 +42,7 @@ class Heart:
         if self.lost:
             raise LeaseLostError("taken")
         self.beats += 1
-        return JobRequest.STOP if self.beats > 2 else None
+        return self.asked if self.beats > 2 else None
 
 
 def test_renews_and_hears_what_the_user_asks(lease_settings: Settings) -> None:
@@ -140,3 +142,20 @@ def test_what_is_to_be_stored_waits_for_storage_but_not_for_ever(lease_settings:
         with pytest.raises(StorageError):
             lease.insist(lambda: store(100))
     assert 3 <= len(tries) < 10
+
+
+def test_what_is_to_be_stored_of_a_cancelled_job_waits_for_nothing(lease_settings: Settings) -> None:
+    tries: list[None] = []
+
+    def store() -> None:
+        tries.append(None)
+        raise StorageError("away")
+
+    settings = lease_settings.model_copy(update={"storage_retry_s": 60})
+    heart = Heart()
+    heart.asked = JobRequest.CANCEL
+    with Lease(heart.beat, settings, claimed_at=time.monotonic(), name="job") as lease:
+        wait_until(lambda: lease.request is JobRequest.CANCEL)
+        with pytest.raises(StorageError):
+            lease.insist(store)
+    assert tries == [None]
