@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 from fastapi import Request
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import internal_error
@@ -25,6 +25,11 @@ SAFETY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_DEFAULTS = [
+    (name.lower().encode(), value.encode())
+    # Without the last, caches would choose a lifetime themselves.
+    for name, value in (SAFETY_HEADERS | {"Cache-Control": "no-store"}).items()
+]
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -59,11 +64,10 @@ class RequestContext:
             nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                for name, value in SAFETY_HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")  # else caches would choose a lifetime themselves
+                headers = message["headers"]
+                given = {name.lower() for name, _ in headers}
+                headers.append((b"x-request-id", request_id.encode()))
+                headers += [default for default in _DEFAULTS if default[0] not in given]
             sent_bytes += len(message.get("body", b""))
             await send(message)
 

@@ -74,6 +74,30 @@ def test_broken_configuration_is_an_event_too(bases: Path, tmp_path: Path):
         assert event.type is EventType.ERROR
 
 
+# A network namespace of its own, in which not even the loopback device is up.
+ALONE = """
+import ctypes, os, socket
+NEW_NET, NEW_USER = 0x40000000, 0x10000000
+if ctypes.CDLL(None).unshare(NEW_NET | (NEW_USER if os.geteuid() else 0)) != 0:
+    sys.exit(77)
+try:
+    socket.create_connection(("127.0.0.1", 9))
+except ConnectionRefusedError:
+    sys.exit("there is a network")
+except OSError:
+    pass
+"""
+
+
+def test_no_network_is_needed(start, make_config):
+    trainer = start(config=make_config(training={"max_epochs": 1}), first=ALONE)
+    ended = trainer.end()
+    if ended == 77:
+        pytest.skip("namespaces are not allowed here")
+    assert ended == 0, trainer.log
+    assert trainer.events[-1].type is EventType.RESULT
+
+
 def test_nothing_but_events_on_stdout(start, make_config):
     trainer = start(config=make_config(training={"max_epochs": 1}))  # sam3 prints; from_line would raise in the reader
     assert trainer.end() == 0
