@@ -23,7 +23,8 @@ AGAIN_S = 0.3
 POLL_S = 0.4
 TIMEOUT_S = 15.0
 CLIENTS = 8
-TRANSIENT = (408, 429, 500, 502, 503, 504)
+AWAY = (503, 507)  # as it says itself: something that it needs is away, or a disk is full
+TRANSIENT = (408, 429, 500, 502, 504, *AWAY)
 
 
 class OutOfTimeError(Exception):
@@ -90,7 +91,7 @@ class Client:
                 self.notes.count(type(error).__name__)
             else:
                 self.notes.count(str(answer.status_code))
-                if answer.status_code >= 500 and answer.status_code != 503:
+                if answer.status_code >= 500 and answer.status_code not in AWAY:
                     self.notes.fault("server_error", status=answer.status_code, path=path, said=answer.text[:400])
                 if answer.status_code not in TRANSIENT:
                     return answer

@@ -92,11 +92,13 @@ def test_processes_count_together(clock: FakeClock) -> None:
         first, second = Rates(url, clock), Rates(url, clock)
         for _ in range(6):
             assert first.hit("k", 10).is_within
+        await until(lambda: first._sharing is None)  # it has told the broker
         assert second.hit("k", 10).remaining == 9  # until they have told each other
         await until(lambda: second.look("k", 10).remaining == 3)
         for _ in range(3):
             assert second.hit("k", 10).is_within
         assert not second.hit("k", 10).is_within
+        await until(lambda: second._sharing is None)
         assert first.hit("k", 10).remaining == 3
         await until(lambda: first.look("k", 10).remaining == 0)
         assert first.look("other", 10).remaining == 10
