@@ -21,10 +21,8 @@ from typing import Any
 from benchmarks import record
 from benchmarks.api_process import free_port, running
 from benchmarks.http_load import Load, drive, request
-from benchmarks.live_job import open_database
+from benchmarks.live_job import open_database, ready_dataset
 from benchmarks.mlflow_server import MLFLOW, mlflow_server
-from service.shared.db.models import Dataset
-from service.shared.ids import new_id
 from service.shared.settings import Settings
 from tests.servers import fresh_database, postgres_server, redis_server
 
@@ -61,7 +59,8 @@ def main(arguments: list[str]) -> int:
 
 def measure_ours(settings: Settings, seconds: float) -> dict[str, Load]:
     """Rates of the service, and of the bare handler on the same database afterwards."""
-    dataset_id = _ready_dataset(settings)
+    with contextlib.closing(open_database(settings)) as database:
+        dataset_id = ready_dataset(database)
     body = json.dumps({**JOB, "dataset_id": dataset_id}).encode()
     loads = {}
 
@@ -114,18 +113,6 @@ def served(settings: Settings, module: list[str]) -> Iterator[tuple[str, int]]:
     values |= {"PORT": port, "LOG_LEVEL": "ERROR"}
     with running(module, port, **{f"SAM3_{name}": str(value) for name, value in values.items()}):
         yield "127.0.0.1", port
-
-
-def _ready_dataset(settings: Settings) -> str:
-    database = open_database(settings)
-    with database.write() as unit:
-        dataset = Dataset(id=new_id("ds"), name="none", filename="none", sha256="0" * 64, size_bytes=1, storage_key="x")
-        unit.datasets.add(dataset)
-    with database.write() as unit:
-        claimed = unit.datasets.claim("benchmark")
-        unit.datasets.finish(claimed.id, claimed.epoch, "ready", report={"status": "valid"})  # type: ignore[union-attr, arg-type]
-    database.close()
-    return dataset.id
 
 
 def report(rows: list[dict[str, Any]]) -> None:

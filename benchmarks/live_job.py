@@ -1,4 +1,4 @@
-"""A claimed job for benchmarks that write what a worker writes."""
+"""Rows that benchmarks begin with, and what a worker writes of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.shared.db.models import Dataset, Job
 from service.shared.ids import new_id
 from service.shared.queue import CeleryQueue, Task
 from service.shared.settings import Settings
-from service.shared.states import JobState
+from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
 from worker.observer import Observer
 
@@ -38,26 +38,37 @@ def open_database(settings: Settings) -> Database:
     return Database(settings, clock, CeleryQueue(settings, clock))
 
 
-def running_job(database: Database) -> Job:
-    """A new job that this process holds as its worker."""
+def ready_dataset(database: Database) -> str:
+    """Id of a new dataset without files that jobs may name."""
     with database.write() as unit:
         dataset = Dataset(id=new_id("ds"), name="none", filename="none", sha256="0" * 64, size_bytes=1, storage_key="x")
         unit.datasets.add(dataset)
-        job = Job(
-            id=new_id("job"),
-            name="benchmark",
-            state=JobState.QUEUED,
-            base_model="sam3-tiny",
-            dataset_id=dataset.id,
-            config={},
-            resolved={},
-            seed=0,
-            priority=50,
-            max_runtime_s=3600,
-            max_attempts=1,
-            tags=[],
-            labels={},
-        )
+    with database.write() as unit:
+        claimed = unit.datasets.claim("benchmark")
+        if claimed is None or claimed.id != dataset.id:
+            raise RuntimeError("another dataset was claimed")
+        unit.datasets.finish(claimed.id, claimed.epoch, DatasetState.READY, report={"status": "valid"})
+    return dataset.id
+
+
+def running_job(database: Database, dataset_id: str | None = None, *, priority: int = 50) -> Job:
+    """A new job that this process holds as its worker; on a dataset of its own, unless one is given."""
+    job = Job(
+        id=new_id("job"),
+        name="benchmark",
+        state=JobState.QUEUED,
+        base_model="sam3-tiny",
+        dataset_id=dataset_id or ready_dataset(database),
+        config={},
+        resolved={},
+        seed=0,
+        priority=priority,
+        max_runtime_s=3600,
+        max_attempts=1,
+        tags=[],
+        labels={},
+    )
+    with database.write() as unit:
         unit.jobs.add(job)
     with database.write() as unit:
         claimed = unit.jobs.claim("benchmark")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.middleware import SAFETY_HEADERS
+from service.api.errors import PROBLEM_JSON, problem_body
+from service.api.middleware import DEFAULT_HEADERS
 from service.shared.ids import new_id
 
 if TYPE_CHECKING:
@@ -82,24 +83,11 @@ class Connection(HttpToolsProtocol):
             status, code, title = 431, "headers_too_large", "Request Header Fields Too Large"
             detail = f"Path and headers together are longer than {MAX_HEAD_BYTES} bytes."
         request_id = new_id("req")
-        body = json.dumps(
-            {
-                "type": f"urn:sam3-lora:problem:{code}",
-                "title": title,
-                "status": status,
-                "detail": detail,
-                "instance": "",
-                "code": code,
-                "request_id": request_id,
-                "errors": [],
-                "error": {"message": detail, "type": "invalid_request_error", "param": None, "code": code},
-            }
-        ).encode()
-        headers = SAFETY_HEADERS | {
-            "Content-Type": "application/problem+json",
+        body = json.dumps(problem_body(status, code, title, detail, instance="", request_id=request_id)).encode()
+        headers = DEFAULT_HEADERS | {
+            "Content-Type": PROBLEM_JSON,
             "Content-Length": str(len(body)),
             "X-Request-Id": request_id,
-            "Cache-Control": "no-store",
             "Connection": "close",
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

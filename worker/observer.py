@@ -170,9 +170,9 @@ class Observer:
                 if batch.event_id is None
                 else unit.events.exists(self._job_id, batch.event_id)
             )
+        self._unsure = None
         if is_stored:
             self._note_stored(batch, log_bytes)
-        self._unsure = None
 
     def _note_stored(self, batch: _Batch, log_bytes: int) -> None:
         del self._pending[: batch.events]

@@ -27,12 +27,10 @@ import psutil
 from benchmarks import record
 from benchmarks.api_process import free_port, running
 from benchmarks.environments import python_with
-from benchmarks.live_job import observer_of, open_database, tell
-from service.shared.db.models import Dataset, Job
+from benchmarks.live_job import observer_of, open_database, ready_dataset, running_job, tell
 from service.shared.db.repositories.events import NewEvent
-from service.shared.ids import new_id
 from service.shared.settings import Settings
-from service.shared.states import DatasetState, JobState
+from service.shared.states import JobState
 from service.shared.unit_of_work import Database
 from tests.servers import fresh_database, postgres_server, redis_server
 
@@ -64,7 +62,7 @@ def main(arguments: list[str]) -> int:
 def measure(settings: Settings, python: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What the users met, and the API's memory meanwhile, in MB."""
     database = open_database(settings)
-    dataset_id = _dataset(database)
+    dataset_id = ready_dataset(database)
     values = {"data_dir": settings.data_dir, "database_url": settings.database_url, "port": settings.port}
     values |= {"broker_url": settings.broker_url, "log_level": "WARNING"}
     environment = {f"SAM3_{name.upper()}": str(value) for name, value in values.items()}
@@ -96,18 +94,6 @@ def measure(settings: Settings, python: Path, options: argparse.Namespace) -> di
         )
     database.close()
     return {**json.loads(figures.read_text()), **memory.figures()}
-
-
-def _dataset(database: Database) -> str:
-    with database.write() as unit:
-        dataset = Dataset(id=new_id("ds"), name="none", filename="none", sha256="0" * 64, size_bytes=1, storage_key="x")
-        unit.datasets.add(dataset)
-    with database.write() as unit:
-        claimed = unit.datasets.claim("benchmark")
-        if claimed is None:
-            raise RuntimeError("the dataset was not claimed")
-        unit.datasets.finish(claimed.id, claimed.epoch, DatasetState.READY, report={"status": "valid"})
-    return dataset.id
 
 
 @contextlib.contextmanager
@@ -164,15 +150,9 @@ class _Run:
         self._database = database
         self._steps = 0
         self.until = until
-        with database.write() as unit:
-            unit.jobs.add(_job(dataset_id))
-        with database.write() as unit:
-            job = unit.jobs.claim("benchmark")
-        if job is None:
-            raise RuntimeError("a job was queued and not claimed")
-        self.job = job
-        self._log = folder / job.id
-        self._observer = observer_of(database, job, self._log)
+        self.job = running_job(database, dataset_id, priority=90)  # claimed before those that users submit
+        self._log = folder / self.job.id
+        self._observer = observer_of(database, self.job, self._log)
 
     def step(self) -> None:
         self._steps += 1
@@ -185,25 +165,6 @@ class _Run:
     def end(self) -> None:
         with self._database.write() as unit:
             unit.attempts.finish(self.job.id, self.job.epoch, JobState.SUCCEEDED, result={})
-
-
-def _job(dataset_id: str) -> Job:
-    """One that is claimed before those that users submit."""
-    return Job(
-        id=new_id("job"),
-        name="load",
-        state=JobState.QUEUED,
-        base_model="sam3-tiny",
-        dataset_id=dataset_id,
-        config={},
-        resolved={},
-        seed=0,
-        priority=90,
-        max_runtime_s=3600,
-        max_attempts=1,
-        tags=[],
-        labels={},
-    )
 
 
 class _Memory:

@@ -1,7 +1,7 @@
 """Every error as `application/problem+json` (RFC 9457), with a member that OpenAI clients read as well."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from service.shared.errors import ConflictError, DatabaseUnavailableError, Quota
 
 log = structlog.get_logger(__name__)
 
+PROBLEM_JSON = "application/problem+json"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -53,7 +54,7 @@ class Problem(BaseModel):
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the errors of an operation."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
@@ -67,20 +68,41 @@ def problem(
     errors: list[dict[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    faults = errors or []
+    body = problem_body(
+        status,
+        code,
+        title,
+        detail,
+        instance=quote(storable(request.url.path), safe="/%:@!$&'()*+,;=~-._"),
+        request_id=request.scope.get("state", {}).get("request_id", ""),
+        errors=errors or [],
+    )
+    return JSONResponse(storable(body), status, headers, media_type=PROBLEM_JSON)
+
+
+def problem_body(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    *,
+    instance: str,
+    request_id: str,
+    errors: Sequence[dict[str, str]] = (),
+) -> dict[str, Any]:
+    """A `Problem` as JSON."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {
+    return {
         "type": f"urn:sam3-lora:problem:{code}",
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": quote(storable(request.url.path), safe="/%:@!$&'()*+,;=~-._"),
+        "instance": instance,
         "code": code,
-        "request_id": request.scope.get("state", {}).get("request_id", ""),
-        "errors": faults,
-        "error": {"message": detail, "type": kind, "param": faults[0]["pointer"] if faults else None, "code": code},
+        "request_id": request_id,
+        "errors": list(errors),
+        "error": {"message": detail, "type": kind, "param": errors[0]["pointer"] if errors else None, "code": code},
     }
-    return JSONResponse(storable(body), status, headers, media_type="application/problem+json")
 
 
 def of_service_error(request: Request, error: ServiceError) -> JSONResponse:

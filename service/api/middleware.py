@@ -25,11 +25,8 @@ SAFETY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_DEFAULTS = [
-    (name.lower().encode(), value.encode())
-    # Without the last, caches would choose a lifetime themselves.
-    for name, value in (SAFETY_HEADERS | {"Cache-Control": "no-store"}).items()
-]
+DEFAULT_HEADERS = SAFETY_HEADERS | {"Cache-Control": "no-store"}  # else caches would choose a lifetime themselves
+_RAW_DEFAULTS = [(name.lower().encode(), value.encode()) for name, value in DEFAULT_HEADERS.items()]
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -67,7 +64,7 @@ class RequestContext:
                 headers = message["headers"]
                 given = {name.lower() for name, _ in headers}
                 headers.append((b"x-request-id", request_id.encode()))
-                headers += [default for default in _DEFAULTS if default[0] not in given]
+                headers += [default for default in _RAW_DEFAULTS if default[0] not in given]
             sent_bytes += len(message.get("body", b""))
             await send(message)
 

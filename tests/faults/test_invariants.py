@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.shared.db.models import Job
+from service.shared.db.models import Attempt, Job
 from service.shared.db.repositories.checkpoints import CheckpointManifest
 from service.shared.states import JobState
 from tests.faults import kinds, plan
 from tests.faults.clients import Promised
 from tests.faults.invariants import (
     Evidence,
+    attempts_closed,
     broken_promise,
     curve_of,
     events_of,
@@ -23,6 +26,7 @@ from tests.faults.invariants import (
     machine_tidy,
     promises_kept,
     storage_tidy,
+    trainers_stop,
 )
 from tests.faults.journal import Life, overlaps
 from tests.faults.trainer import adapter, curve, state_at
@@ -189,6 +193,34 @@ def test_what_dead_workers_left(seen: Evidence) -> None:
         "no workspace of a dead worker or ended attempt is left",
         "workspaces hold nothing else",
     ]
+
+
+def test_attempts_that_are_open_or_end_a_job_twice(seen: Evidence) -> None:
+    assert named(attempts_closed(seen)) == ["attempts end"]
+    [job_id] = seen.promised
+    with seen.database.write() as unit:
+        first = unit.attempts.list(job_id)[0]
+        later = Attempt(job_id=job_id, epoch=2, attempt=2, worker_id="worker-2", started_at=first.started_at)
+        unit.session.add(later)
+        for attempt in (first, later):
+            attempt.outcome, attempt.ended_at = JobState.SUCCEEDED, first.started_at
+    assert named(attempts_closed(seen)) == ["one attempt ends a job"]
+
+
+def test_trainers_that_run_on(seen: Evidence) -> None:
+    [job_id] = seen.promised
+    life = Life(job_id, 1, 100, 0.0, 10.4, 3)
+    seen.promised[job_id].ended_at = 10.0
+    after = evidence(seen.settings, seen.database, seen.storage, promised=seen.promised, lives=[life])
+    assert named(trainers_stop(after)) == []
+    life.last = 11.0
+    assert named(trainers_stop(after)) == ["a job that has ended trains no more"]
+    words = [sys.executable, "-c", "import time; time.sleep(60)", str(seen.settings.data_dir.parent / "trainer.py")]
+    with subprocess.Popen(words) as process:
+        try:
+            assert named(trainers_stop(seen)) == ["no trainer is left"]
+        finally:
+            process.kill()
 
 
 def test_every_kind_of_fault_can_be_done() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, or_
+from sqlalchemy import or_
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -27,4 +27,9 @@ def wait_is_over(
 
 def is_within(at: InstrumentedAttribute[datetime], now: datetime, *, seconds: float) -> ColumnElement[bool]:
     """Whether a sign of life came in the last so many seconds."""
-    return and_(at >= now - timedelta(seconds=seconds), at <= now + timedelta(seconds=AHEAD_S))
+    return at.between(*window(now, seconds=seconds))
+
+
+def window(now: datetime, *, seconds: float) -> tuple[datetime, datetime]:
+    """Between which times it came then."""
+    return now - timedelta(seconds=seconds), now + timedelta(seconds=AHEAD_S)

@@ -9,7 +9,7 @@ from sqlalchemy import and_, bindparam, delete, func, select
 
 from service.shared.db.models import Job, Worker
 from service.shared.db.repositories.inserts import insert_minding
-from service.shared.db.repositories.times import AHEAD_S, is_within
+from service.shared.db.repositories.times import is_within, window
 from service.shared.states import LEASED
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ class WorkerRepository:
 
     def sizes(self, kind: str, *, within_s: float) -> dict[str, int]:
         """GPUs of the living workers of a kind, by their ids."""
-        now = self._clock.now()
-        times = {"since": now - timedelta(seconds=within_s), "until": now + timedelta(seconds=AHEAD_S)}
-        rows = self._session.execute(SIZES, {"kind": kind, **times})
+        since, until = window(self._clock.now(), seconds=within_s)
+        rows = self._session.execute(SIZES, {"kind": kind, "since": since, "until": until})
         return {worker_id: gpus for worker_id, gpus in rows}  # noqa: C416 - dict() of rows has no type
 
     def devices(self, kind: str, *, within_s: float) -> Sequence[tuple[str, int, int, int]]:
