@@ -1,10 +1,12 @@
-"""One client's connection: heads of requests are bounded in size and time, which uvicorn and its parser leave open."""
+"""One client's connection, with bounds that uvicorn and its parser lack: their number, and size and time of heads."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
+import structlog
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -14,6 +16,9 @@ from service.shared.ids import new_id
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Mapping
+
+log = structlog.get_logger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 20.0
@@ -33,6 +38,11 @@ class Connection(HttpToolsProtocol):
         self._is_too_large = False
         self._timer: asyncio.TimerHandle | None = None
         self._limit_time()
+        most = cast("Any", self.config.app).state.services.settings.max_connections
+        if len(self.connections) > most:  # with this one
+            log.warning("connection_refused", open=most)
+            detail = f"This process keeps {most} connections open and no more: try again soon."
+            self._refuse(503, "too_many_connections", "Service Unavailable", detail, {"Retry-After": "1"})
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
@@ -82,6 +92,11 @@ class Connection(HttpToolsProtocol):
         if self._is_too_large:
             status, code, title = 431, "headers_too_large", "Request Header Fields Too Large"
             detail = f"Path and headers together are longer than {MAX_HEAD_BYTES} bytes."
+        self._refuse(status, code, title, detail)
+
+    def _refuse(
+        self, status: int, code: str, title: str, detail: str, further: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         request_id = new_id("req")
         body = json.dumps(problem_body(status, code, title, detail, instance="", request_id=request_id)).encode()
         headers = DEFAULT_HEADERS | {
@@ -89,6 +104,7 @@ class Connection(HttpToolsProtocol):
             "Content-Length": str(len(body)),
             "X-Request-Id": request_id,
             "Connection": "close",
+            **further,
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(f"HTTP/1.1 {status} {title}\r\n{head}\r\n".encode() + body)

@@ -34,7 +34,7 @@ from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from service.usecases.actions import delete_job
 from service.usecases.datasets import delete_dataset
-from service.usecases.stored_files import FOLDERS, delete_orphans, recognises
+from service.usecases.stored_files import FOLDERS, delete_orphans, orphans_of, recognises
 from service.usecases.uploads import discard_upload
 from service.version import VERSION
 
@@ -52,6 +52,7 @@ log = structlog.get_logger("service.reconciler")
 MAX_UNFETCHED = 16
 SWEEP_INTERVAL_S = 3600.0
 SWEEP_END_S = 5.0  # that a sweep has for its last page once the process is to stop
+MAX_REMEMBERED = 100_000  # keys of orphans, of about 100 bytes each; those beyond wait for a later sweep
 PURGE_ROWS = 10_000  # of one transaction: 0.03 s of SQLite's only writer, 0.2 s of PostgreSQL
 PURGE_STEPS = 20  # of one pass, which must not keep the next from its leases
 # Whoever waits for an estimate rings for it again by asking again.
@@ -92,6 +93,7 @@ class Reconciler:
         self._comparisons = LeaseWatch(settings.lease_timeout_s)
         self._deliveries = LeaseWatch(settings.lease_timeout_s)
         self._swept_at_s = float("-inf")
+        self._orphans: set[str] = set()  # that the last sweep met
 
     def run(self, stop: threading.Event) -> None:
         """Pass after pass until `stop`; a pass that fails is logged and the next one tries again.
@@ -129,6 +131,9 @@ class Reconciler:
     def sweep(self, stop: threading.Event | None = None) -> None:
         """Forget what is past its retention, and delete files that broken uploads or lost workers left behind.
 
+        A file in storage goes with the second sweep in a row that finds no row for it: with a wrong clock, here or in
+        storage, the first can meet one between its end and its row.
+
         Args:
             stop: ends it early, between two pages of files.
         """
@@ -147,11 +152,15 @@ class Reconciler:
         if not recognises(self._database, self._storage):
             log.error("storage_not_recognised", hint="database or storage is another's; else: sam3-service gc --force")
             return
+        met: set[str] = set()
         for folder in FOLDERS:
             for page in self._storage.pages(folder, unchanged_since=before):
                 if stop is not None and stop.is_set():
                     return
-                delete_orphans(self._database, self._storage, [file.key for file in page])
+                orphans = orphans_of(self._database, [file.key for file in page])
+                met.update(orphans[: MAX_REMEMBERED - len(met)])
+                delete_orphans(self._database, self._storage, [key for key in orphans if key in self._orphans])
+        self._orphans = met
 
     def _is_sweep_due(self) -> bool:
         return self._clock.monotonic() - self._swept_at_s >= SWEEP_INTERVAL_S

@@ -26,6 +26,7 @@ CODES = frozenset(
         "diverged",
         "worker_lost",
         "time_limit",
+        "memory_limit",
         "base_model_unavailable",
         "storage_full",
         "adapter_invalid",
@@ -77,9 +78,8 @@ def of_exit(returncode: int, error: Event | None) -> Failure:
         return Failure("worker_lost", "the trainer was interrupted from outside after saving", retryable=True)
     if returncode == EXIT_DONE:
         return Failure("internal", "the trainer ended without a result", "Report this with the job's log.")
-    return Failure(
-        "internal", f"the trainer exited with status {returncode}", "The end of the job's log says what happened."
-    )
+    message = f"the trainer exited with status {returncode}"
+    return Failure("internal", message, "The end of the job's log says what happened.", retryable=True)
 
 
 def of_exception(error: BaseException) -> Failure:
@@ -110,6 +110,14 @@ def time_limit(seconds: float) -> Failure:
     )
 
 
+def memory_limit(limit_bytes: int) -> Failure:
+    return Failure(
+        "memory_limit",
+        f"the trainer took more memory than its limit of {limit_bytes / 2**30:.1f} GiB",
+        "Lower training.num_workers or batch_size; the operator sets the limit (SAM3_TRAINER_MEMORY_BYTES).",
+    )
+
+
 def no_progress(seconds: float) -> Failure:
     return Failure(
         "time_limit",
@@ -120,7 +128,9 @@ def no_progress(seconds: float) -> Failure:
 
 
 def no_checkpoint() -> Failure:
-    return Failure("internal", "the trainer reported success without a checkpoint", "Report this with the job's log.")
+    return Failure(
+        "internal", "the trainer reported success without a best checkpoint", "Report this with the job's log."
+    )
 
 
 def _of_signal(number: int) -> Failure:

@@ -167,12 +167,13 @@ class TrainingRunner(Runner["Job"]):
             lease.check()
             raise LeaseLostError(f"the lease of {job.id} was lost")
         lease.insist(observer.finish)
-        has_checkpoint = lease.insist(lambda: self._has_checkpoint(job))
-        return _outcome(ending, job, lease.request, self._settings, has_checkpoint=has_checkpoint)
+        has_best = lease.insist(lambda: self._has_best(job))
+        return _outcome(ending, job, lease.request, self._settings, has_best=has_best)
 
-    def _has_checkpoint(self, job: Job) -> bool:
+    def _has_best(self, job: Job) -> bool:
+        """Whether there is what becomes the job's model."""
         with self._database.read() as unit:
-            return bool(unit.checkpoints.list(job.id))
+            return any(checkpoint.kind == "best" for checkpoint in unit.checkpoints.list(job.id))
 
     def _unpacked(self, dataset_id: str, lease: Lease) -> contextlib.AbstractContextManager[Path]:
         def find() -> Dataset:
@@ -207,6 +208,7 @@ class TrainingRunner(Runner["Job"]):
             silence_s=self._settings.no_progress_timeout_s,
             grace_s=self._settings.terminate_grace_s,
             log_bytes=self._settings.max_log_bytes,
+            memory_bytes=self._settings.trainer_memory_bytes,
         )
 
         def ask() -> Ask | None:
@@ -278,11 +280,9 @@ def _datasets(job: Job) -> list[str]:
     return [job.dataset_id] if job.validation_dataset_id is None else [job.dataset_id, job.validation_dataset_id]
 
 
-def _outcome(
-    ending: Ending, job: Job, request: JobRequest | None, settings: Settings, *, has_checkpoint: bool
-) -> Outcome:
+def _outcome(ending: Ending, job: Job, request: JobRequest | None, settings: Settings, *, has_best: bool) -> Outcome:
     if ending.returncode == failures.EXIT_DONE and ending.result is not None:
-        if not has_checkpoint:
+        if not has_best:
             return _failed(failures.no_checkpoint())
         report = ending.result.data
         peak = report.get("peak_memory_bytes")
@@ -295,6 +295,8 @@ def _outcome(
         return _failed(failures.time_limit(job.max_runtime_s))
     if ending.cut is Cut.NO_PROGRESS:
         return _failed(failures.no_progress(settings.no_progress_timeout_s))
+    if ending.cut is Cut.MEMORY and settings.trainer_memory_bytes is not None:
+        return _failed(failures.memory_limit(settings.trainer_memory_bytes))
     failure = failures.of_exit(ending.returncode, ending.error)
     was_put_back = ending.asked is Ask.SAVE_AND_EXIT and ending.returncode != EXIT_FAILED
     if was_put_back or request is JobRequest.CANCEL:

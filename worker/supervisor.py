@@ -19,21 +19,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3_lora.events import MAX_LINE_BYTES, Event, EventType
-from worker import tether
+from worker import memory, tether
 from worker.pipes import LineReader, LogCopier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
 TICK_S = 0.1
+MEMORY_LOOK_S = 1.0
 MAX_QUEUED_LINES = 64
 KILL_TIMEOUT_S = 5.0
 
 # What a trainer needs of the worker's environment. Nothing else is passed on: no database, broker or storage secrets.
 ENVIRONMENT = re.compile(
-    r"PATH|HOME|LANG|TZ|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|XDG_CACHE_HOME|SSL_CERT_FILE|SSL_CERT_DIR"
-    r"|REQUESTS_CA_BUNDLE|(?i:https?_proxy|no_proxy)|(LC|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|OMP|MKL|HF|TRITON)_.*"
+    r"PATH|HOME|LANG|TZ|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|XDG_CACHE_HOME"
+    r"|(LC|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|OMP|MKL|HF|TRITON)_.*"
 )
+# The way to the hub of weights, in which there may be a password.
+WAY_OUT = re.compile(r"SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|(?i:https?_proxy|no_proxy)")
+OFFLINE = "HF_HUB_OFFLINE"
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 
@@ -50,6 +54,7 @@ class Cut(enum.StrEnum):
 
     RUNTIME = "runtime"
     NO_PROGRESS = "no_progress"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Limits:
     """Time to save after SIGTERM, before SIGKILL."""
     log_bytes: int
     """The log is cut after so many bytes."""
+    memory_bytes: int | None = None
+    """Of all its processes together, each page once; looked at every second."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class Trainer:
             on_event: what it raises passes through; leaving the context then kills the trainer.
             ask: polled about ten times a second; a new answer is passed on to the process.
         """
-        started = heard = time.monotonic()
+        started = heard = weighed = time.monotonic()
         kill_at = float("inf")
         asked: Ask | None = None
         cut: Cut | None = None
@@ -140,9 +147,13 @@ class Trainer:
                 on_event(event)
             now = time.monotonic()
             cut = cut or self._limit_reached(now - started, now - heard)
+            if now - weighed >= MEMORY_LOOK_S:
+                weighed = now
+                if self._is_too_large():
+                    cut, kill_at = Cut.MEMORY, now
             wanted = ask()
             if cut and wanted is not Ask.DIE:
-                wanted = Ask.SAVE_AND_EXIT
+                wanted = None if cut is Cut.MEMORY else Ask.SAVE_AND_EXIT  # saving takes memory
             # Before its first event a trainer may not have its signal handlers yet, and SIGUSR1 would kill it.
             if wanted not in (None, asked) and (wanted is not Ask.FINISH or last):
                 asked = wanted
@@ -161,6 +172,14 @@ class Trainer:
         if runtime_s > self._limits.runtime_s:
             return Cut.RUNTIME
         return Cut.NO_PROGRESS if silence_s > self._limits.silence_s else None
+
+    def _is_too_large(self) -> bool:
+        limit = self._limits.memory_bytes
+        if limit is None:
+            return False
+        members = self._living()
+        # The first costs nothing but counts shared pages for each; the second holds up the process.
+        return memory.resident(members) > limit and memory.proportional(members) > limit
 
     def _tell(self, what: Ask | None) -> float:
         """Pass a request on; the seconds after which patience ends."""
@@ -229,10 +248,15 @@ def leave_hub_out(environment: MutableMapping[str, str]) -> None:
     """Take what opens the hub of weights out of an environment, and have libraries not ask it."""
     for name in HUB_TOKENS:
         environment.pop(name, None)
-    environment["HF_HUB_OFFLINE"] = "1"
+    environment[OFFLINE] = "1"
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that a trainer may see."""
-    passed = {name: value for name, value in environment.items() if ENVIRONMENT.fullmatch(name)}
+    is_offline = environment.get(OFFLINE) == "1"
+    passed = {
+        name: value
+        for name, value in environment.items()
+        if ENVIRONMENT.fullmatch(name) or (WAY_OUT.fullmatch(name) and not is_offline)
+    }
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | passed  # in which `worker.device` numbers GPUs; CUDA's own is by speed

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import psutil
 import pynvml
 
+from worker import memory
 from worker.device import handle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from service.shared.gpus import Gpu
 
@@ -29,15 +30,9 @@ def vitals(pid: int, used: Sequence[Gpu]) -> dict[str, float]:
     """
     values = {}
     with contextlib.suppress(psutil.Error):
-        trainer = psutil.Process(pid)
-        values["sys/mem_used_bytes"] = float(sum(_resident([trainer, *trainer.children(recursive=True)])))
+        descendants = psutil.Process(pid).children(recursive=True)
+        values["sys/mem_used_bytes"] = float(memory.resident([pid, *(each.pid for each in descendants)]))
     return values | _of_gpus(used)
-
-
-def _resident(processes: Sequence[psutil.Process]) -> Iterator[int]:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            yield process.memory_info().rss
 
 
 def _of_gpus(used: Sequence[Gpu]) -> dict[str, float]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LEAST_FREE_BYTES = GIB
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where loaders put batches, not we
 LEAST_SHARED_BYTES = GIB
-SPARE_FILES = 200  # database, storage, requests that are no streams
+SPARE_FILES = 200  # database, storage
 LEAST_WEIGHTS_BYTES = 100 * 2**20  # of SAM3, which has gigabytes: less is a page of text or an interrupted download
 WEIGHTS_BEGIN = (b"PK\x03\x04", b"\x80")  # torch.save: a zip archive, or before 1.6 a pickle
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
@@ -47,12 +47,12 @@ def space(settings: Settings) -> Iterator[Finding]:
 
 
 def open_files(settings: Settings) -> Iterator[Finding]:
-    """Whether each stream can have its file."""
+    """Whether each connection can have its file."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = settings.max_streams + SPARE_FILES
+    needed = settings.max_connections + SPARE_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
-        advice = f"raise it (`ulimit -Hn`) to {needed}, or lower SAM3_MAX_STREAMS"
-        yield warning("open_files", f"a process may open {hard} files, fewer than streams need", advice)
+        advice = f"raise it (`ulimit -Hn`) to {needed}, or lower SAM3_MAX_CONNECTIONS"
+        yield warning("open_files", f"a process may open {hard} files, fewer than its connections need", advice)
     else:
         yield ok("open_files", "a process may open as many files as it needs")
 

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     """Seconds that ending a trainer by force may take; self_fence_s + kill_grace_s stays below lease_timeout_s."""
     terminate_grace_s: float = Field(20, gt=0)
     """Seconds a trainer gets after SIGTERM to save a checkpoint before it is killed."""
+    trainer_memory_bytes: int | None = Field(None, ge=2**28)
+    """Memory of the machine, in bytes, that the trainer of a job may take with its data loaders; one that takes more is
+    ended and its job fails. Unset: as much as there is."""
     no_progress_timeout_s: float = Field(1800, gt=0)
     """Seconds without any event from a trainer, or from a comparison, after which it is ended as hung."""
     poll_interval_s: float = Field(30, gt=0)
@@ -139,6 +142,8 @@ class Settings(BaseSettings):
     """Seconds without news after which a stream carries a comment, which keeps proxies from closing it."""
     stream_stall_timeout_s: float = Field(60, gt=0)
     """Seconds a client of a stream may read nothing before it is dropped."""
+    max_connections: int = Field(4000, ge=2)
+    """Connections that one API process keeps open at the same time, streams among them; more are answered with 503."""
     max_streams: int = Field(1000, ge=1)
     """Streams that one API process keeps open at the same time; more are refused with 503."""
     dataset_uri_hosts: Annotated[tuple[str, ...], NoDecode] = ()
@@ -311,6 +316,11 @@ class Settings(BaseSettings):
             )
         if self.heartbeat_interval_s * 2 > self.self_fence_s:
             yield "heartbeat_interval_s must be at most half of self_fence_s: one late beat is not a failure"
+        if self.max_streams >= self.max_connections:
+            yield (
+                f"max_streams ({self.max_streams}) must be below max_connections ({self.max_connections}): else "
+                "streams leave none for requests"
+            )
         if self.pulse_file is not None and self.heartbeat_interval_s * 2 > pulse.MAX_AGE_S:
             yield (
                 f"heartbeat_interval_s must be at most {pulse.MAX_AGE_S / 2:g} with a pulse_file: a probe takes "

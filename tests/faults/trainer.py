@@ -85,7 +85,7 @@ class Run:
         self.folder = Path(config["output"]["dir"])
         self.seed = config["training"]["seed"]
         self.epochs = config["training"]["max_epochs"]
-        self.step, self.state = 0, self.seed
+        self.step, self.state, self.ended = 0, self.seed, 0  # the last: epochs that were evaluated and saved
         self.journal = Journal(options.journal, self.folder)
         self.wanted: set[int] = set()
         self._lease_s = options.lease_timeout
@@ -93,13 +93,13 @@ class Run:
             signal.signal(number, lambda number, _: self.wanted.add(number))
         if options.resume is not None:
             kept = json.loads((options.resume / "training_state.pt").read_text())
-            self.step, self.state = kept["step"], kept["state"]
+            self.step, self.state, self.ended = kept["step"], kept["state"], kept["ended"]
         self.journal.write("start", step=self.step)
         threading.Thread(target=self._keep, daemon=True).start()
 
     def train(self) -> int:
         say("phase", phase="training")
-        for epoch in range(self.step // STEPS + 1, self.epochs + 1):
+        for epoch in range(self.ended + 1, self.epochs + 1):
             while self.step < epoch * STEPS:
                 self.step += 1
                 self.state = after(self.state, self.seed, self.step)
@@ -116,8 +116,9 @@ class Run:
                 percent=100 * self.step / steps,
             )
             self._evaluate(epoch)
-            self._save("epoch", epoch)
             self._save("best", epoch)
+            self.ended = epoch
+            self._save("epoch", epoch)
             if signal.SIGUSR1 in self.wanted:
                 break
         say("result", steps=self.step, peak_memory_bytes=123)
@@ -163,7 +164,8 @@ class Run:
         (fresh / "adapter_model.safetensors").write_bytes(adapter(self.state))
         (fresh / "adapter_config.json").write_text(json.dumps({"step": self.step}))
         if kind != "best":
-            (fresh / "training_state.pt").write_text(json.dumps({"step": self.step, "state": self.state}))
+            kept = {"step": self.step, "state": self.state, "ended": self.ended}
+            (fresh / "training_state.pt").write_text(json.dumps(kept))
         (fresh / "checkpoint.json").write_text(json.dumps({"epoch": epoch, "step": self.step}))
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)

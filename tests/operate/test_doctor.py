@@ -245,7 +245,7 @@ def test_weights_that_are_none_are_told(embedded: Settings, monkeypatch: pytest.
 
 def test_what_the_machine_lacks_is_told(embedded: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SAM3_MAX_UPLOAD_BYTES", str(2**60))
-    monkeypatch.setenv("SAM3_MAX_STREAMS", str(2**40))
+    monkeypatch.setenv("SAM3_MAX_CONNECTIONS", str(2**40))
     monkeypatch.setenv("SAM3_DATASET_ROOTS", f"{tmp_path}/none")
     monkeypatch.setattr(machine, "LEAST_SHARED_BYTES", 2**60)
     levels = {each.check: each.level for each in examine().findings}

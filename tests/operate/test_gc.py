@@ -169,7 +169,9 @@ def test_nothing_is_deleted_where_the_database_knows_nothing_of_storage(full: In
     wrong = Installation(other, database, full.storage, "")
     with pytest.raises(UnrecognisedError, match="SAM3_DATABASE_URL or SAM3_STORAGE_URL"):
         run(wrong)
-    Reconciler(other, database, full.storage, FakeQueue(), SystemClock()).sweep()
+    reconciler = Reconciler(other, database, full.storage, FakeQueue(), SystemClock())
+    reconciler.sweep()
+    reconciler.sweep()
     assert keys_of(full.storage) == kept
     assert run(wrong, dry_run=True).orphans.count == len(kept)
     assert run(wrong, force=True).orphans.count == len(kept)

@@ -353,6 +353,7 @@ def test_the_reconciler_announces_takes_away_and_sweeps(
     clock.elapsed_s = 400 * 86400.0  # beyond the files' own time, which is today's
     reconciler.run_once()
     reconciler.sweep()
+    reconciler.sweep()
     assert (Task.COMPARE, lost.id) in queue.rings
     left = storage.list("comparisons")
     assert len(left) == 7

@@ -204,6 +204,21 @@ def counted(api: Api, status: str) -> int:
     return sum(round(float(line.removeprefix(wanted))) for line in lines if line.startswith(wanted))
 
 
+def test_no_more_connections_than_allowed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert api.client.get("/livez").status_code == 200  # its connection stays open
+    monkeypatch.setitem(vars(api.app.state.services.settings), "max_connections", 3)  # it is frozen
+    with connected(api) as first, connected(api), contextlib.ExitStack() as more:
+        refused = [more.enter_context(connected(api)) for _ in range(5)]
+        for connection in refused:
+            answer = rest(connection)
+            assert_refused(answer, 503, "too_many_connections")
+            assert b"retry-after: 1\r\n" in answer.lower()
+        first.sendall(GET + LAST)
+        assert rest(first).startswith(b"HTTP/1.1 200 ")
+        wait_until(lambda: ask(api, GET + LAST).startswith(b"HTTP/1.1 200 "), 5)
+    assert api.client.get("/livez").status_code == 200
+
+
 def test_every_server_of_the_application_is_set_up_so(api: Api) -> None:
     config = configured(api.app)
     config.load()

@@ -267,8 +267,10 @@ def test_expired_uploads_and_unknown_files_vanish(api: Api) -> None:
     api.clock.advance(time.time() - api.clock.now().timestamp() + api.settings.staging_retention_s + 60)
     with api.database.write() as unit:
         unit.uploads.get(alive["id"]).expires_at = api.clock.now().replace(year=2100)
-    reconciler(api).run_once()
-    reconciler(api).sweep()
+    one = reconciler(api)
+    one.run_once()
+    one.sweep()
+    one.sweep()
     assert_problem(api.client.get(expired["urls"]["self"]), 404, "not_found")
     assert [key.split("/")[1] for key in api.storage.list("uploads")] == [alive["id"]]
     assert orphan not in api.storage.list("uploads")

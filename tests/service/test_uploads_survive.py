@@ -119,12 +119,13 @@ def test_an_upload_survives_a_server_that_is_killed_again_and_again(tmp_path: Pa
 
 
 def sweep(settings: Settings, storage: Storage) -> None:
-    """A pass and a sweep of the reconciler at a time when every leftover is old and the upload itself is not yet."""
+    """A pass and two sweeps of the reconciler at a time when every leftover is old and the upload itself is not yet."""
     clock = FakeClock()
     later = SystemClock().now() + timedelta(seconds=settings.staging_retention_s + 60)
     clock.elapsed_s = (later - clock.now()).total_seconds()
     database = Database(settings, clock, FakeQueue())
     reconciler = Reconciler(settings, database, storage, FakeQueue(), clock)
     reconciler.run_once()
+    reconciler.sweep()
     reconciler.sweep()
     database.close()

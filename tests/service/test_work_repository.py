@@ -202,6 +202,7 @@ def test_predictions_are_forgotten_and_only_files_without_a_row_are_swept(
     kept = {file.storage_key for checkpoint in checkpoints for file in checkpoint.files}
     clock.elapsed_s = 400 * 86400.0  # beyond the files' own time, which is today's
     reconciler.sweep()
+    reconciler.sweep()
     with database.read() as unit:
         assert unit.predictions.known_keys([image_key]) == set()
     left = {key for prefix in ("jobs", "exports", "predictions") for key in storage.list(prefix)}

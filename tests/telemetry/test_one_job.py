@@ -35,9 +35,16 @@ class Ran:
     """What is left of a service that has run a good and a bad job."""
 
     def __init__(
-        self, collector: Collector, job: dict[str, Any], failed: dict[str, Any], logs: Path, secrets: set[str]
+        self,
+        collector: Collector,
+        job: dict[str, Any],
+        failed: dict[str, Any],
+        logs: Path,
+        secrets: set[str],
+        answers: dict[str, str],
     ):
         self.collector, self.job, self.failed, self.logs, self.secrets = collector, job, failed, logs, secrets
+        self.answers = answers
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Of one process; all are JSON."""
@@ -70,8 +77,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
                 wait_until(lambda: client.get(f"/v1/jobs/{failed['id']}").json()["is_terminal"], 60)
                 wait_until(lambda: client.get(f"/v1/jobs/{job['id']}").json()["is_terminal"], 240)
                 job = client.get(f"/v1/jobs/{job['id']}").json()
+                paths = ["/metrics", "/v1/workers", "/v1/version", "/v1/queue", "/v1/webhook_endpoints", "/readyz"]
+                for each in (job, failed):
+                    here = f"/v1/jobs/{each['id']}"
+                    paths += [here, f"{here}/events", f"{here}/logs", f"{here}/metrics", f"{here}/attempts"]
+                answers = {path: client.get(path).text for path in paths}
         secrets = {secret, signing, *CANARIES.values()} - {CANARIES["OTEL_EXPORTER_OTLP_HEADERS"]}
-        yield Ran(collector, job, failed, folder / "data" / "logs", secrets | {"canary-of-the-collector"})
+        yield Ran(collector, job, failed, folder / "data" / "logs", secrets | {"canary-of-the-collector"}, answers)
 
 
 def make_key() -> str:
@@ -176,3 +188,11 @@ def test_no_secret_is_in_any_log(ran: Ran) -> None:
         for secret in ran.secrets:
             assert secret not in text, file
     assert all(secret for secret in ran.secrets)
+
+
+def test_no_secret_is_in_any_answer(ran: Ran) -> None:
+    assert ran.answers["/metrics"]
+    assert ran.job["id"] in ran.answers[f"/v1/jobs/{ran.job['id']}/events"]
+    for path, text in ran.answers.items():
+        for secret in ran.secrets:
+            assert secret not in text, path

@@ -174,7 +174,9 @@ def test_death_between_storage_and_row_leaves_orphans_that_are_swept(
     assert published(database, storage, job, "evaluation") == {}
     assert len(storage.list(f"jobs/{job.id}")) == 4
     swept = settings.model_copy(update={"staging_retention_s": 1e-6})
-    Reconciler(swept, database, storage, queue, SystemClock()).sweep()
+    reconciler = Reconciler(swept, database, storage, queue, SystemClock())
+    reconciler.sweep()
+    reconciler.sweep()
     assert [key.rpartition("/")[2] for key in storage.list(f"jobs/{job.id}")] == ["report.html"]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -180,6 +181,31 @@ def test_silence_limit_counts_from_the_last_event(tmp_path: Path) -> None:
     assert time.monotonic() - begun > 1.5
 
 
+GROWS = """
+child = "import time; held = bytearray(96 * 2**20); time.sleep(60)"
+subprocess.Popen([sys.executable, '-ISc', child]); subprocess.Popen([sys.executable, '-ISc', child])
+while True: say('progress'); time.sleep(0.1)
+"""
+
+
+def test_memory_limit_counts_the_whole_group_and_ends_it_at_once(tmp_path: Path) -> None:
+    limits = replace(LIMITS, memory_bytes=128 * 2**20)
+    ending, _ = run(tmp_path, GROWS, limits=limits)
+    assert (ending.cut, ending.asked, ending.returncode) == (Cut.MEMORY, None, -signal.SIGKILL)
+
+
+def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
+    forks = """
+    held = bytearray(96 * 2**20)
+    for _ in range(3):
+        if os.fork() == 0: time.sleep(60)
+    for _ in range(25): say('progress'); time.sleep(0.1)
+    say('result')
+    """
+    ending, _ = run(tmp_path, forks, limits=replace(LIMITS, memory_bytes=192 * 2**20))
+    assert (ending.cut, ending.returncode) == (None, 0)
+
+
 def test_grandchild_that_ignores_signals_and_holds_the_pipes_is_gone(tmp_path: Path) -> None:
     ending, events = run(
         tmp_path,
@@ -283,12 +309,18 @@ def test_no_secret_reaches_the_trainer(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_environment_names_match_as_a_whole() -> None:
-    assert scrubbed({"PATH": "a", "MY_PATH": "b", "PATHS": "c", "HF_TOKEN": "d", "https_proxy": "e"}) == {
+    assert scrubbed({"PATH": "a", "MY_PATH": "b", "PATHS": "c", "HF_TOKEN": "d"}) == {
         "PATH": "a",
         "HF_TOKEN": "d",
-        "https_proxy": "e",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
+
+
+def test_the_way_to_the_hub_is_passed_on_only_where_it_is_used() -> None:
+    way = {"https_proxy": "http://user:password@proxy", "NO_PROXY": "a", "SSL_CERT_FILE": "b"}
+    assert scrubbed(way) == way | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    leave_hub_out(way)
+    assert scrubbed(way) == {"HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def test_without_the_hub_a_worker_passes_no_token_on() -> None:

@@ -165,12 +165,15 @@ def test_trainer_gets_a_run_configuration_with_the_splits_of_the_dataset(rig: Ri
     [
         ("say('error', 'no memory', code='gpu_oom', hint='h', retryable=False); sys.exit(10)", "gpu_oom", "no memory"),
         ("say('error', 'odd', code='made_up', retryable=False); sys.exit(10)", "internal", "odd"),
-        ("say('result')", "internal", "without a checkpoint"),
+        ("say('result')", "internal", "without a best checkpoint"),
+        (trainers.CONTRACT + "\ncheckpoint('epoch', 1)\nsay('result')", "internal", "without a best checkpoint"),
         ("sys.exit(0)", "internal", "without a result"),
-        ("sys.exit(10)", "internal", "status 10"),
-        ("raise RuntimeError('bug')", "internal", "status 1"),
         ("say('checkpoint', folder='../../..', kind='epoch', epoch=1, step=1); time.sleep(9)", "internal", "outside"),
-        ("say('checkpoint', folder='none', kind='epoch', epoch=1, step=1); say('result')", "internal", "without a ch"),
+        (
+            "say('checkpoint', folder='none', kind='epoch', epoch=1, step=1); say('result')",
+            "internal",
+            "without a best",
+        ),
     ],
 )
 def test_final_failures(rig: Rig, body: str, code: str, said: str) -> None:
@@ -189,6 +192,8 @@ def test_final_failures(rig: Rig, body: str, code: str, said: str) -> None:
         ("os.kill(os.getpid(), signal.SIGKILL)", "internal"),
         ("say('error', 'full', code='storage_full', retryable=True); sys.exit(10)", "storage_full"),
         ("sys.exit(12)", "worker_lost"),
+        ("sys.exit(10)", "internal"),
+        ("raise RuntimeError('bug')", "internal"),
     ],
 )
 def test_transient_failures_are_tried_again_until_attempts_are_used_up(rig: Rig, body: str, code: str) -> None:
@@ -285,7 +290,7 @@ for model, value in (("base", 0.1), ("tuned", 0.5)):
     say("artifact", place=f"evaluation/{model}")
 for e in (1, 2): checkpoint('epoch', e)
 checkpoint('best', 1, 0.5)
-sys.exit(10)
+say('error', 'odd', code='internal'); sys.exit(10)
 """
     failed = rig.run(trainers.CONTRACT + evaluated)
     assert failed.state is JobState.FAILED
@@ -318,7 +323,7 @@ sys.exit(10)
 
 
 def test_a_retry_without_an_intact_checkpoint_begins_anew_and_says_so(rig: Rig) -> None:
-    failed = rig.run(trainers.CONTRACT + "\ncheckpoint('epoch', 1)\nsys.exit(10)")
+    failed = rig.run(trainers.CONTRACT + "\ncheckpoint('epoch', 1)\nsay('error', 'odd', code='internal'); sys.exit(10)")
     for key in rig.storage.list(f"jobs/{failed.id}"):
         (rig.settings.storage_dir / key).write_text("damaged")
     with rig.database.write() as unit:
@@ -388,6 +393,14 @@ def test_drain_puts_the_job_back_at_once_without_counting_it(rig: Rig) -> None:
 def test_runtime_limit_counts_all_attempts(rig: Rig) -> None:
     job = rig.run(trainers.CONTRACT + "\ntrain(1000, 0.4)", max_runtime_s=1)
     assert (job.state, job.error["code"]) == (JobState.FAILED, "time_limit")
+
+
+def test_memory_limit_is_the_end_of_the_job(rig: Rig) -> None:
+    rig.settings = rig.settings.model_copy(update={"trainer_memory_bytes": 64 * 2**20})
+    body = "held = bytearray(128 * 2**20)\nwhile True: say('progress'); time.sleep(0.1)"
+    job = rig.run(body, max_attempts=3)
+    assert (job.state, job.error["code"]) == (JobState.FAILED, "memory_limit")
+    assert "0.1 GiB" in job.error["message"]
 
 
 def test_dataset_archive_that_was_damaged_in_storage(rig: Rig) -> None:

@@ -162,7 +162,7 @@ class JobWorker(Read):
 
 class JobFailure(Read):
     code: str
-    """dataset_invalid, gpu_oom, diverged, worker_lost, time_limit, base_model_unavailable, storage_full,
+    """dataset_invalid, gpu_oom, diverged, worker_lost, time_limit, memory_limit, base_model_unavailable, storage_full,
     adapter_invalid, internal."""
     message: str
     hint: str

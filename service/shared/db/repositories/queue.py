@@ -66,6 +66,7 @@ LONG_QUEUE = 1000  # jobs; counting them takes milliseconds
 JOBS_PER_S_KEPT = 10_000
 KEPT_S = 2.0  # at least: a thousand jobs would be counted with every fourth page
 GRACE_S = 10.0
+AFTER_ALL_IDS = "~"
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class Line:
     numbers: list[int] = field(default_factory=list)
     """Which in the line they are, from 1."""
 
-    def older_than(self, job: Job) -> int:
-        """Jobs before this one; not more than there are."""
-        place = bisect_left(self.ages, _age(job))
+    def older_than(self, age: tuple[datetime, str]) -> int:
+        """Jobs before this moment and id; not more than there are."""
+        place = bisect_left(self.ages, age)
         return self.numbers[place - 1] if place else 0
 
     def append(self, job: Job) -> None:
@@ -313,12 +314,14 @@ def _ahead(job: Job, lines: Lines, running: Mapping[str, int]) -> int:
         if priority > job.priority:
             busy[project] += line.length
     # There is none yet of a job that has just come into a long queue.
-    own = lines.get((job.priority, job.project), Line(0)).older_than(job)
+    own = lines.get((job.priority, job.project), Line(0)).older_than(_age(job))
     ahead = own + busy.total() - sum(running.values())
     for (priority, project), line in lines.items():
         if priority == job.priority and project != job.project:
             sooner = busy[job.project] + own - busy[project]  # of this line, by having fewer running
-            is_older = 0 <= sooner < line.older_than(job)  # the next one, which has as many
+            # Of heads that are as old, that of the project whose name comes first.
+            age = (job.created_at, AFTER_ALL_IDS if project < job.project else "")
+            is_older = 0 <= sooner < line.older_than(age)  # the next one, which has as many
             ahead += min(line.length, max(0, sooner)) + is_older
     return ahead
 
