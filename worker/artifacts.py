@@ -70,8 +70,8 @@ class ArtifactPublisher:
                 shutil.rmtree(run_dir / place, ignore_errors=True)
                 log.warning("artifact_damaged", place=place)
 
-    def adopt(self, job_id: str, folder: Path) -> None:
-        """Take over what another job evaluated, which this one goes on from: files, and the events about it."""
+    def adopt(self, job_id: str, folder: Path, *, last_step: int) -> None:
+        """Take over what another job evaluated up to where this one goes on: files, and the events about it."""
         for place in NEEDED_TO_GO_ON:
             with self._database.read() as unit:
                 files = unit.artifacts.list(job_id, place)
@@ -80,14 +80,15 @@ class ArtifactPublisher:
             prefix = f"jobs/{self._job_id}/e{self._epoch}/artifact-{secrets.token_hex(4)}"
             copies = {file.name: self._put(f"{prefix}/{Path(file.name).name}", folder / file.name) for file in files}
             self._storage.discard(self._lease.insist(partial(self._announce, place, copies)))
-        self._lease.insist(lambda: self._adopt_events(job_id))
+        self._lease.insist(lambda: self._adopt_events(job_id, last_step))
 
-    def _adopt_events(self, job_id: str) -> None:
+    def _adopt_events(self, job_id: str, last_step: int) -> None:
         with self._database.write() as unit:
             if not unit.events.list_evaluations(self._job_id):  # not yet taken over by an earlier attempt
                 taken = [
                     NewEvent(event.type, event.message, event.data, event.level)
                     for event in unit.events.list_evaluations(job_id)
+                    if event.data.get("step", 0) <= last_step
                 ]
                 unit.events.append(self._job_id, self._epoch, taken)
 

@@ -79,35 +79,28 @@ class Publisher:
         self._storage.discard(self._lease.insist(self._withdraw_replaced))
         return checkpoint
 
-    def fetch_latest(self, folder: Path) -> Path | None:
-        """The newest resumable checkpoint whose files are what was published; None if there is none."""
-        with self._database.read() as unit:
-            candidates = [each for each in unit.checkpoints.list(self._job_id) if each.kind != "best"]
-        for checkpoint in candidates:
-            target = folder / checkpoint.id
-            if self._fetch(checkpoint, target, resumable=True):
-                return target
-            shutil.rmtree(target, ignore_errors=True)
-            log.warning("checkpoint_damaged", checkpoint_id=checkpoint.id)
-        return None
+    def fetch_latest(self, job_id: str, folder: Path) -> tuple[Checkpoint, Path] | None:
+        """The newest resumable checkpoint of a job whose files are what was published, and where they are now."""
+        return self._fetch_first(job_id, folder, resumable=True)
 
-    def adopt(self, job_id: str, folder: Path) -> Path | None:
-        """Publish the best and the newest intact resumable checkpoint of another job as this one's own; the latter.
+    def adopt(self, newest: Checkpoint, path: Path) -> None:
+        """Publish the best of another job, then its `newest` as it was fetched, as this one's own.
 
         In this order: a job that has a resumable checkpoint has taken over everything.
         """
+        if best := self._fetch_first(newest.job_id, path.parent, resumable=False):
+            self._publish_copy(*best)
+        self._publish_copy(newest, path)
+
+    def _fetch_first(self, job_id: str, folder: Path, *, resumable: bool) -> tuple[Checkpoint, Path] | None:
         with self._database.read() as unit:
-            published = unit.checkpoints.list(job_id)
-        for kind in ("best", "resumable"):
-            for checkpoint in (each for each in published if (each.kind == "best") == (kind == "best")):
-                target = folder / checkpoint.id
-                if not self._fetch(checkpoint, target, resumable=kind == "resumable"):
-                    shutil.rmtree(target, ignore_errors=True)
-                    continue
-                self._publish_copy(checkpoint, target)
-                if kind == "resumable":
-                    return target
-                break
+            candidates = [each for each in unit.checkpoints.list(job_id) if (each.kind != "best") == resumable]
+        for checkpoint in candidates:
+            target = folder / checkpoint.id
+            if self._fetch(checkpoint, target, resumable=resumable):
+                return checkpoint, target
+            shutil.rmtree(target, ignore_errors=True)
+            log.warning("checkpoint_damaged", checkpoint_id=checkpoint.id)
         return None
 
     def fetch_adapter(self, checkpoint_id: str, folder: Path) -> Path:

@@ -190,15 +190,19 @@ class TrainingRunner(Runner["Job"]):
         self, job: Job, publisher: Publisher, artifacts: ArtifactPublisher, observer: Observer, folder: Path
     ) -> Path | None:
         """What the trainer goes on from: a checkpoint of an earlier attempt, else of the job that this one retries."""
-        own = publisher.fetch_latest(folder)
-        if own is not None or job.resumes_from is None:
-            return own
-        artifacts.adopt(job.resumes_from, folder / "evaluated")  # first: a checkpoint says that all was taken over
-        adopted = publisher.adopt(job.resumes_from, folder)
+        if own := publisher.fetch_latest(job.id, folder):
+            return own[1]
+        if job.resumes_from is None:
+            return None
+        adopted = publisher.fetch_latest(job.resumes_from, folder)
         if adopted is None:
             message = f"No intact checkpoint of {job.resumes_from} is left: training begins anew"
             observer(Event(EventType.MESSAGE, message, level=Level.WARNING))
-        return adopted
+            return None
+        # First: a checkpoint says that all was taken over.
+        artifacts.adopt(job.resumes_from, folder / "evaluated", last_step=adopted[0].step)
+        publisher.adopt(*adopted)
+        return adopted[1]
 
     def _supervise(
         self, job: Job, command: list[str], lease: Lease, observer: Observer, log_file: Path, temporary: Path

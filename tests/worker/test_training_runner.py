@@ -284,12 +284,14 @@ def test_pause_saves_and_resume_goes_on_from_there(rig: Rig) -> None:
 def test_a_retry_takes_over_checkpoints_and_evaluations_and_goes_on(rig: Rig) -> None:
     evaluated = """
 for model, value in (("base", 0.1), ("tuned", 0.5)):
-    say("evaluation", model=model, epoch=0 if model == "base" else 1, metrics={"segm_mAP": value})
+    epoch = 0 if model == "base" else 1
+    say("evaluation", model=model, epoch=epoch, step=10 * epoch, metrics={"segm_mAP": value})
     (run / "evaluation" / model).mkdir(parents=True)
     (run / "evaluation" / model / "evaluation.json").write_text(model)
     say("artifact", place=f"evaluation/{model}")
 for e in (1, 2): checkpoint('epoch', e)
 checkpoint('best', 1, 0.5)
+say("evaluation", model="tuned", epoch=3, step=30, metrics={"segm_mAP": 0.7})  # it ends before it is saved
 say('error', 'odd', code='internal'); sys.exit(10)
 """
     failed = rig.run(trainers.CONTRACT + evaluated)
@@ -316,14 +318,23 @@ say('error', 'odd', code='internal'); sys.exit(10)
     assert (job.state, job.result["first"]) == (JobState.SUCCEEDED, 3)
     assert ("message", "base tuned") in rig.events(job.id)
     with rig.database.read() as unit:
-        assert [event.data["model"] for event in unit.events.list_evaluations(job.id)][:2] == ["base", "tuned"]
+        adopted = [event.data for event in unit.events.list_evaluations(job.id) if event.attempt == 1]
+        assert [(each["model"], each["step"]) for each in adopted] == [("base", 0), ("tuned", 10)]
         assert {file.name for file in unit.artifacts.list(job.id, "evaluation/base")} == {
             "evaluation/base/evaluation.json"
         }
 
 
 def test_a_retry_without_an_intact_checkpoint_begins_anew_and_says_so(rig: Rig) -> None:
-    failed = rig.run(trainers.CONTRACT + "\ncheckpoint('epoch', 1)\nsay('error', 'odd', code='internal'); sys.exit(10)")
+    evaluated = """
+say("evaluation", model="base", epoch=0, step=0, metrics={"segm_mAP": 0.1})
+(run / "evaluation" / "base").mkdir(parents=True)
+(run / "evaluation" / "base" / "evaluation.json").write_text("base")
+say("artifact", place="evaluation/base")
+checkpoint('epoch', 1)
+say('error', 'odd', code='internal'); sys.exit(10)
+"""
+    failed = rig.run(trainers.CONTRACT + evaluated)
     for key in rig.storage.list(f"jobs/{failed.id}"):
         (rig.settings.storage_dir / key).write_text("damaged")
     with rig.database.write() as unit:
@@ -331,6 +342,8 @@ def test_a_retry_without_an_intact_checkpoint_begins_anew_and_says_so(rig: Rig) 
     job = rig.run(trainers.CONTRACT + "\ntrain(1)", retry.id)
     assert (job.state, job.result["first"]) == (JobState.SUCCEEDED, 1)
     assert any("training begins anew" in message for _, message in rig.events(job.id)[2:])
+    with rig.database.read() as unit:
+        assert unit.artifacts.list(job.id, "evaluation/base") == unit.events.list_evaluations(job.id) == []
 
 
 def test_a_job_is_given_the_adapter_to_start_from_only_until_it_has_a_checkpoint(rig: Rig) -> None:
