@@ -234,7 +234,7 @@ def look(served_model: Api, examples: int, *, is_long: bool) -> None:
     """Run so many examples, which must have made nearly all moves that there are."""
     JobMachine.moves = set()
     run_state_machine_as_test(
-        lambda: JobMachine(served_model, is_long=is_long),
+        lambda: JobMachine(served_model),
         settings=settings(
             max_examples=examples,
             stateful_step_count=120,
