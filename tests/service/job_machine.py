@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 SEEDS = st.integers(0, 2**32 - 1)
-MAX_LIVE = 7  # jobs: the reconciler announces 16 in a pass
+MAX_LIVE = 9  # jobs: the reconciler announces 16 in a pass
 GAP_S, LONG_GAP_S = 2, 6  # between any two steps: longer than a process remembers limits, or sums
 MONTH_ENDS_S = 500  # after an example's begin
 PASS_S = 5
@@ -128,7 +128,7 @@ class Steps(RuleBasedStateMachine):
             "delete": (6 if needed else 2) if len(jobs) > len(live) else 0,
             "end_sweep": 1 if self.sweeps else 0,
             "limit": 3,
-            "add_dataset": 3 if len(world.datasets) < 8 and not unchecked else 0,
+            "add_dataset": 3 if len(world.datasets) < 10 and len(unchecked) < 2 else 0,
             "delete_dataset": 1,
             "delete_model": 3 if any(job.model for job in jobs) else 0,
             "claim_dataset": 2 if unchecked else 0,
@@ -148,8 +148,14 @@ class Steps(RuleBasedStateMachine):
 
     def create(self) -> None:
         used = {self.dataset(), self.draw([None, None, self.dataset()])} - {None}
+        waiting = {each for each in self.world.datasets.values() if each.is_waiting}
+        used = self.draw([used, waiting if len(waiting) > 1 else used])  # for both of them
         datasets = tuple(sorted((each for each in used if each is not None), key=lambda each: each.id))
-        values = {"project": self.draw(PROJECTS), "priority": self.draw([10, 50, 50]), "gpus": self.draw([1, 2])}
+        values = {
+            "project": self.draw([*PROJECTS, *self.limited() * 2]),
+            "priority": self.draw([10, 50, 50]),
+            "gpus": self.draw([1, 2]),
+        }
         most = self.draw([1, 2, 3])
         request = body(
             dataset_id=datasets[0].id,
@@ -359,8 +365,7 @@ class Steps(RuleBasedStateMachine):
 
     def claim(self) -> None:
         queued = {(job.project, job.gpus) for job in self.world.there() if job.state == "queued"}
-        limited = [project for project in PROJECTS if self.world.quotas[project].running_gpus is not None]
-        rivals = [project for project in limited if {(project, 1), (project, 2)} <= queued]  # for the same room
+        rivals = [each for each in self.limited() if {(each, 1), (each, 2)} <= queued]  # for the same room
         gpus, now = self.draw([1, 2, 2, *(1 for _ in rivals * 4)]), self.clock.now()
         with self.database.write() as unit:
             for size in self.draw([(), (gpus,), (1, 2), (1, 2)]):
@@ -421,10 +426,10 @@ class Steps(RuleBasedStateMachine):
             self.wait(job)
 
     def write_late(self) -> None:
-        lease, kind = (
-            self.draw(self.world.lost_leases),
-            self.draw([*WRITES, "beat", "finish", "fail", "remove", "reap"]),
-        )
+        held = {job.id for job in self.world.leased()}
+        again = [lease for lease in self.world.lost_leases if lease.id in held]
+        lease = self.draw([*self.world.lost_leases, *again * 8])
+        kind = self.draw([*WRITES, "beat", "finish", "fail", "remove", "reap"])
         refusals = (LeaseLostError, StateConflictError, NotFoundError) if kind == "reap" else LeaseLostError
         with pytest.raises(refusals), self.database.write() as unit:
             write_as(unit, lease, kind, StoredFile("jobs/late", 3, "0" * 64), 0)
@@ -493,6 +498,10 @@ class Steps(RuleBasedStateMachine):
         every = list(self.world.datasets.values())
         good = [each for each in every if not each.deleted and each.state in ("ready", "processing")]
         return self.draw([*good, *good, *(each for each in good if each.is_waiting), *every])
+
+    def limited(self) -> list[str]:
+        """Projects whose jobs may have to wait for each other's GPUs."""
+        return [project for project in PROJECTS if self.world.quotas[project].running_gpus is not None]
 
     def resumable(self) -> list[ModelJob]:
         """Jobs that a retry goes on from a checkpoint of."""
