@@ -120,7 +120,9 @@ class Steps(RuleBasedStateMachine):
         needed = [job for job in jobs if not job.deleted and not job.is_live and world.is_needed(job)]
         worth = {
             "create": 4 if len(live) < MAX_LIVE else 0,
-            "create_sweep": 1 if len(live) < MAX_LIVE - 1 and len(self.sweeps) < 2 else 0,
+            "create_sweep": (5 if self.nearly_full() else 1)
+            if len(live) < MAX_LIVE - 1 and len(self.sweeps) < 2
+            else 0,
             "repeat": 1 if self.keyed else 0,
             "act": 9 if live else 0,
             "prefer": 1 if jobs else 0,
@@ -151,11 +153,10 @@ class Steps(RuleBasedStateMachine):
         waiting = {each for each in self.world.datasets.values() if each.is_waiting}
         used = self.draw([used, waiting if len(waiting) > 1 else used])  # for both of them
         datasets = tuple(sorted((each for each in used if each is not None), key=lambda each: each.id))
-        values = {
-            "project": self.draw([*PROJECTS, *self.limited() * 2]),
-            "priority": self.draw([10, 50, 50]),
-            "gpus": self.draw([1, 2]),
-        }
+        project = self.draw([*PROJECTS, *self.limited() * 2])
+        queued = {job.gpus for job in self.world.there() if (job.project, job.state) == (project, "queued")}
+        others = sorted({1, 2} - queued) if project in self.limited() else []
+        values = {"project": project, "priority": self.draw([10, 50, 50]), "gpus": self.draw([1, 2, *others * 3])}
         most = self.draw([1, 2, 3])
         request = body(
             dataset_id=datasets[0].id,
@@ -235,7 +236,8 @@ class Steps(RuleBasedStateMachine):
             self.deleted(job)
 
     def create_sweep(self) -> None:
-        dataset, project, now = self.dataset(), self.draw(PROJECTS), self.clock.now()
+        dataset, project = self.dataset(), self.draw([*PROJECTS, *self.nearly_full() * 4])
+        now = self.clock.now()
         job = {"base_model": "sam3-tiny", "dataset_id": dataset.id, "project": project}
         request = {"name": "ranks", "job": job, "parameters": {"lora.rank": {"values": [4, 8]}}}
         answer = self.client.post("/v1/sweeps", json=request)
@@ -498,6 +500,11 @@ class Steps(RuleBasedStateMachine):
         every = list(self.world.datasets.values())
         good = [each for each in every if not each.deleted and each.state in ("ready", "processing")]
         return self.draw([*good, *good, *(each for each in good if each.is_waiting), *every])
+
+    def nearly_full(self) -> list[str]:
+        """Projects that may have one more job, and no two."""
+        quotas, active = self.world.quotas, self.world.active
+        return [each for each in PROJECTS if quotas[each].active_jobs == active(each) + 1]
 
     def limited(self) -> list[str]:
         """Projects whose jobs may have to wait for each other's GPUs."""
