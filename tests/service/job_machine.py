@@ -5,6 +5,8 @@ Each says what it does to the model, and checks what it is answered.
 
 from __future__ import annotations
 
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,25 @@ from service.shared.states import DatasetState, JobState
 from service.shared.storage import StoredFile
 from service.shared.unit_of_work import Database
 from service.shared.webhooks import EventType
-from tests.service.conftest import Api, add_dataset, body, empty
-from tests.service.job_model import CHECKS, KEPT, LEASE_S, LEASED, Lease, ModelDataset, ModelJob, World, acted, backoff
+from tests.service.conftest import Api, assert_problem, body, empty
+from tests.service.job_model import (
+    CHECKS,
+    FILE_BYTES,
+    KEPT,
+    LEASE_S,
+    LEASED,
+    Lease,
+    ModelDataset,
+    ModelJob,
+    Quota,
+    World,
+    acted,
+    backoff,
+)
 from tests.service.webhooks import add_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
     from typing import TypeVar
 
     from httpx import Response
@@ -40,25 +54,25 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-MAX_LIVE = 7  # jobs: the reconciler announces 16 in a pass
-GAP_S = 2  # between any two steps: longer than a process remembers quotas
+SEEDS = st.integers(0, 2**32 - 1)
+MAX_LIVE = 9  # jobs: the reconciler announces 16 in a pass
+GAP_S, LONG_GAP_S = 2, 6  # between any two steps: longer than a process remembers limits, or sums
+MONTH_ENDS_S = 500  # after an example's begin
 PASS_S = 5
-WRITES = ("event", "report", "metrics", "log", "epoch", "epoch", "epoch", "best", "artifact")
+WRITES = ("event", "report", "metrics", "log", "epoch", "epoch", "epoch", "best", "best", "artifact")
 ENDS = ("succeeded", "succeeded", "failed", "failed", "transient", "transient", "drain")
 PROJECTS = {"default": tuple(EventType), "blue": (EventType.JOB_FAILED, EventType.JOB_STARTED)}
 """And what their webhooks tell."""
 
 
 class Steps(RuleBasedStateMachine):
-    is_long: bool
-    """Whether there are many examples."""
-
     def __init__(self, api: Api) -> None:
         super().__init__()
         empty(api.settings)
         api.queue.rings.clear()
         api.queue.down = False
-        api.clock.advance(1000)
+        now = api.clock.now()
+        api.clock.advance((next_month(now + timedelta(days=1)) - now).total_seconds() - MONTH_ENDS_S)
         self.api = api
         self.client = api.client
         self.clock = api.clock
@@ -70,6 +84,7 @@ class Steps(RuleBasedStateMachine):
         self.keyed: dict[str, tuple[dict[str, Any], str]] = {}
         self.sweeps: list[str] = []
         self.steps = self.files = 0
+        self.seeds: Counter[int] = Counter()
         for project, kinds in PROJECTS.items():
             endpoint, _ = add_endpoint(self.database, api.settings, project=project, events=kinds)
             self.world.endpoints[endpoint] = project, tuple(map(str, kinds))
@@ -78,18 +93,21 @@ class Steps(RuleBasedStateMachine):
         self.database.close()
         self.other.close()
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(seed=SEEDS)
+    def begin(self, seed: int) -> None:
+        self.seed = seed
         self.add_dataset()
         self.check_dataset("ready")
 
     # One rule, since hypothesis leaves out some rules in each example, and without claims nothing happens.
-    @rule(seed=st.integers(0, 2**32 - 1))
+    @rule(seed=SEEDS)
     def step(self, seed: int) -> None:
         self.steps += 1
-        # Few examples must not resemble each other; of one that failed, steps can be left out if each is as it was.
-        self.random = Random(seed if self.is_long else f"{seed} {self.steps}")
-        self.clock.advance(GAP_S)
+        # Hypothesis draws few numbers often: without a count of each, one step in three would be one that was before.
+        # Of an example that failed, steps can be left out: what others do depends on those of their seed alone.
+        self.random = Random(f"{self.seed} {seed} {self.seeds[seed]}")
+        self.seeds[seed] += 1
+        self.clock.advance(LONG_GAP_S if any(each.is_of_sums for each in self.world.quotas.values()) else GAP_S)
         name = self.draw(self.possible())
         note(f"{name} at {self.clock.now()}")
         getattr(self, name)()
@@ -102,16 +120,19 @@ class Steps(RuleBasedStateMachine):
         needed = [job for job in jobs if not job.deleted and not job.is_live and world.is_needed(job)]
         worth = {
             "create": 4 if len(live) < MAX_LIVE else 0,
-            "create_sweep": 1 if len(live) < MAX_LIVE - 1 and len(self.sweeps) < 2 else 0,
+            "create_sweep": (5 if self.nearly_full() else 1)
+            if len(live) < MAX_LIVE - 1 and len(self.sweeps) < 2
+            else 0,
             "repeat": 1 if self.keyed else 0,
             "act": 9 if live else 0,
             "prefer": 1 if jobs else 0,
             "retry": (9 if self.resumable() else 3) if len(live) < MAX_LIVE and len(jobs) > len(live) else 0,
             "delete": (6 if needed else 2) if len(jobs) > len(live) else 0,
             "end_sweep": 1 if self.sweeps else 0,
-            "limit": 1,
-            "add_dataset": 2 if len(world.datasets) < 8 and not unchecked else 0,
+            "limit": 3,
+            "add_dataset": 3 if len(world.datasets) < 10 and len(unchecked) < 2 else 0,
             "delete_dataset": 1,
+            "delete_model": 3 if any(job.model for job in jobs) else 0,
             "claim_dataset": 2 if unchecked else 0,
             "claim": 9 if any(job.state == "queued" for job in live) else 1,
             "beat": 2 if world.leased() else 0,
@@ -129,8 +150,13 @@ class Steps(RuleBasedStateMachine):
 
     def create(self) -> None:
         used = {self.dataset(), self.draw([None, None, self.dataset()])} - {None}
+        waiting = {each for each in self.world.datasets.values() if each.is_waiting}
+        used = self.draw([used, waiting if len(waiting) > 1 else used])  # for both of them
         datasets = tuple(sorted((each for each in used if each is not None), key=lambda each: each.id))
-        values = {"project": self.draw(PROJECTS), "priority": self.draw([10, 50, 50]), "gpus": self.draw([1, 1, 2])}
+        project = self.draw([*PROJECTS, *self.limited() * 2])
+        queued = {job.gpus for job in self.world.there() if (job.project, job.state) == (project, "queued")}
+        others = sorted({1, 2} - queued) if project in self.limited() else []
+        values = {"project": project, "priority": self.draw([10, 50, 50]), "gpus": self.draw([1, 2, *others * 3])}
         most = self.draw([1, 2, 3])
         request = body(
             dataset_id=datasets[0].id,
@@ -210,13 +236,12 @@ class Steps(RuleBasedStateMachine):
             self.deleted(job)
 
     def create_sweep(self) -> None:
-        dataset, project, now = self.dataset(), self.draw(PROJECTS), self.clock.now()
+        dataset, project = self.dataset(), self.draw([*PROJECTS, *self.nearly_full() * 4])
+        now = self.clock.now()
         job = {"base_model": "sam3-tiny", "dataset_id": dataset.id, "project": project}
         request = {"name": "ranks", "job": job, "parameters": {"lora.rank": {"values": [4, 8]}}}
         answer = self.client.post("/v1/sweeps", json=request)
-        refusal = self.refusal([dataset], project, 1, jobs=2)
-        assert answer.status_code == (refusal or 201), answer.text
-        if refusal is None:
+        if self.is_answered(answer, [dataset], project, 1, jobs=2):
             sweep_id = answer.json()["id"]
             self.sweeps.append(sweep_id)
             with self.database.read() as unit:
@@ -242,14 +267,52 @@ class Steps(RuleBasedStateMachine):
                 self.deleted(job)
 
     def limit(self) -> None:
-        project, active, gpus = self.draw(PROJECTS), self.draw([None, None, 2, 4]), self.draw([None, None, 1, 2])
-        limits = {"max_active_jobs": active, "max_running_gpus": gpus}
-        self.client.put(f"/v1/quotas/{project}", json=limits).raise_for_status()
-        self.world.limits[project] = active, gpus
+        project, is_unset = self.draw(PROJECTS), self.draw([False, False, True])
+        if is_unset:
+            assert self.client.delete(f"/v1/quotas/{project}").status_code == 204
+            self.world.quotas[project] = Quota()
+        else:
+            used = self.world.used_of(project, self.clock.now())
+            # Near what is used, or chance would seldom meet a limit. Sums that are used up leave little to happen.
+            near = {
+                "active_jobs": [None, None, -1, 0, 1, 2],
+                "running_gpus": [None, None, 0, 1, 2, 2],
+                "gpu_seconds": [None, None, None, None, None, 0, 50, 500],
+                "stored_bytes": [None, None, None, None, None, 0, FILE_BYTES, 3 * FILE_BYTES],
+                "datasets": [None, None, None, -1, 0, 0, 1],
+            }
+            drawn = {name: self.draw(steps) for name, steps in near.items()}
+            limits = {name: None if step is None else max(0, int(used[name]) + step) for name, step in drawn.items()}
+            quota = self.world.quotas[project] = Quota(**limits)
+            names = {"gpu_seconds": "gpu_seconds_per_month"}
+            wanted = {f"max_{names.get(name, name)}": most for name, most in limits.items()}
+            note(f"{project}: {quota}")
+            self.client.put(f"/v1/quotas/{project}", json=wanted).raise_for_status()
+        self.look_at_quota(project)
+
+    def look_at_quota(self, project: str) -> None:
+        quota = self.client.get("/v1/quota", params={"project": project}).json()
+        for name, used in self.world.used_of(project, self.clock.now()).items():
+            assert (quota[name]["used"], quota[name]["limit"]) == (used, getattr(self.world.quotas[project], name)), (
+                name
+            )
 
     def add_dataset(self) -> None:
-        dataset_id = add_dataset(self.database, DatasetState.PROCESSING)
-        self.world.datasets[dataset_id] = ModelDataset(dataset_id, self.clock.now())
+        self.files += 1
+        content = b"PK\x05\x06" + bytes(16) + self.files.to_bytes(2, "little")
+        answer = self.client.post("/v1/datasets", files={"file": ("a.zip", content, "application/zip")})
+        refusal = self.world.dataset_refusal(len(content))
+        if refusal is not None:
+            assert_refused(answer, refusal)
+            return
+        assert answer.status_code == 201, answer.text
+        dataset_id = answer.json()["id"]
+        self.world.datasets[dataset_id] = ModelDataset(dataset_id, self.clock.now(), len(content))
+
+    def delete_model(self) -> None:
+        job = self.draw([job for job in self.world.jobs.values() if job.model])
+        assert self.client.delete(f"/v1/models/{job.model_id}").status_code == 204
+        job.model = None
 
     def delete_dataset(self) -> None:
         dataset = self.draw(self.world.datasets.values())
@@ -303,8 +366,13 @@ class Steps(RuleBasedStateMachine):
             self.world.checked(dataset, outcome, self.clock.now())
 
     def claim(self) -> None:
-        gpus, now = self.draw([1, 2, 2]), self.clock.now()
+        queued = {(job.project, job.gpus) for job in self.world.there() if job.state == "queued"}
+        rivals = [each for each in self.limited() if {(each, 1), (each, 2)} <= queued]  # for the same room
+        gpus, now = self.draw([1, 2, 2, *(1 for _ in rivals * 4)]), self.clock.now()
         with self.database.write() as unit:
+            for size in self.draw([(), (gpus,), (1, 2), (1, 2)]):
+                unit.workers.beat(f"w-{size}", kind="gpu", host="h", pid=1, device=None, gpus=size)
+                self.world.workers[size] = now
             claimed = unit.jobs.claim(f"w-{gpus}", gpus=gpus)
         expected = self.world.next_for(gpus, now)
         assert (claimed and claimed.id) == (expected and expected.id)
@@ -322,9 +390,9 @@ class Steps(RuleBasedStateMachine):
     def write(self) -> None:
         job, kind = self.draw(self.world.leased()), self.draw(WRITES)
         self.files += 1
-        stored = StoredFile(f"jobs/{job.id}/e{job.epoch}/{kind}-{self.files}/a.bin", 3, "0" * 64)
+        stored = StoredFile(f"jobs/{job.id}/e{job.epoch}/{kind}-{self.files}/a.bin", FILE_BYTES, "0" * 64)
         if kind in ("epoch", "best", "artifact"):
-            self.api.storage.put(stored.key, [b"abc"], size_bytes=3)
+            self.api.storage.put(stored.key, [bytes(FILE_BYTES)], size_bytes=FILE_BYTES)
         with self.database.write() as unit:
             write_as(unit, job, kind, stored, self.files)
         if kind == "event":
@@ -354,16 +422,16 @@ class Steps(RuleBasedStateMachine):
             details = error and {"code": error, "message": "x", "retryable": how == "transient"}
             result = {"model_id": None} if how == "succeeded" else None
             ended = unit.attempts.finish(job.id, job.epoch, JobState(outcome), error=details, result=result)
-            if ended.state is JobState.SUCCEEDED:
-                unit.models.add_best(ended)
+            model = unit.models.add_best(ended) if ended.state is JobState.SUCCEEDED else None
+            job.model_id = model and model.id
         if self.world.ended(job, outcome, self.clock.now(), error=error):
             self.wait(job)
 
     def write_late(self) -> None:
-        lease, kind = (
-            self.draw(self.world.lost_leases),
-            self.draw([*WRITES, "beat", "finish", "fail", "remove", "reap"]),
-        )
+        held = {job.id for job in self.world.leased()}
+        again = [lease for lease in self.world.lost_leases if lease.id in held]
+        lease = self.draw([*self.world.lost_leases, *again * 8])
+        kind = self.draw([*WRITES, "beat", "finish", "fail", "remove", "reap"])
         refusals = (LeaseLostError, StateConflictError, NotFoundError) if kind == "reap" else LeaseLostError
         with pytest.raises(refusals), self.database.write() as unit:
             write_as(unit, lease, kind, StoredFile("jobs/late", 3, "0" * 64), 0)
@@ -433,23 +501,38 @@ class Steps(RuleBasedStateMachine):
         good = [each for each in every if not each.deleted and each.state in ("ready", "processing")]
         return self.draw([*good, *good, *(each for each in good if each.is_waiting), *every])
 
+    def nearly_full(self) -> list[str]:
+        """Projects that may have one more job, and no two."""
+        quotas, active = self.world.quotas, self.world.active
+        return [each for each in PROJECTS if quotas[each].active_jobs == active(each) + 1]
+
+    def limited(self) -> list[str]:
+        """Projects whose jobs may have to wait for each other's GPUs."""
+        return [project for project in PROJECTS if self.world.quotas[project].running_gpus is not None]
+
     def resumable(self) -> list[ModelJob]:
         """Jobs that a retry goes on from a checkpoint of."""
         return [job for job in self.world.there() if job.state in ("failed", "cancelled") and self.world.resumable(job)]
 
-    def refusal(self, datasets: Sequence[ModelDataset], project: str, gpus: int, jobs: int = 1) -> int | None:
-        """Status of the answer to who wants jobs that cannot be."""
+    def is_answered(
+        self, answer: Response, datasets: Sequence[ModelDataset], project: str, gpus: int, jobs: int = 1
+    ) -> bool:
+        """Whether who wanted jobs was to get them; the answer is right either way."""
         if any(each.deleted or each.state in ("invalid", "failed") for each in datasets):
-            return 422
-        return None if self.world.has_room(project, gpus, jobs) else 403
+            assert answer.status_code == 422, answer.text
+            return False
+        refusal = self.world.refusal(project, gpus, jobs, self.clock.now())
+        if refusal is not None:
+            assert_refused(answer, refusal)
+            return False
+        assert answer.status_code == 201, answer.text
+        return True
 
     def created(
         self, answer: Response, datasets: Sequence[ModelDataset], *, is_told: bool = False, **values: Any
     ) -> ModelJob | None:
         """The job that a client got, unless it had to be refused."""
-        refusal = self.refusal(datasets, values["project"], values["gpus"])
-        assert answer.status_code == (refusal or 201), answer.text
-        if refusal is not None:
+        if not self.is_answered(answer, datasets, values["project"], values["gpus"]):
             return None
         ids = tuple(each.id for each in datasets)
         return self.added(
@@ -505,6 +588,18 @@ class Steps(RuleBasedStateMachine):
         first, last = backoff(lost, self.clock.now())
         assert until is not None
         assert first <= until <= last
+
+
+def assert_refused(answer: Response, limit: str) -> None:
+    """By a quota, for this limit."""
+    problem = assert_problem(answer, 403, "quota_exceeded")
+    assert [each["code"] for each in problem["errors"]] == [limit]
+
+
+def next_month(now: datetime) -> datetime:
+    """When it begins."""
+    years, month = divmod(now.month, 12)
+    return datetime(now.year + years, month + 1, 1, tzinfo=UTC)
 
 
 def write_as(unit: UnitOfWork, lease: ModelJob | Lease, kind: str, stored: StoredFile, step: int) -> None:

@@ -13,6 +13,8 @@ LEASED = ("running", "pausing", "cancelling")
 TERMINAL = ("succeeded", "failed", "cancelled")
 LEASE_S, BACKOFF_S, BACKOFF_MAX_S, CHECKS = 30, 10, 600, 3
 """As the settings have them by default."""
+FILE_BYTES = 10
+"""Of whatever a worker stores."""
 KEPT = ("attempt_usage", "job_outcomes")
 """Tables that keep what is known of a job when it is gone."""
 
@@ -25,10 +27,27 @@ class Lease:
     epoch: int
 
 
+@dataclass(frozen=True)
+class Quota:
+    """Limits of a project; None: there is none."""
+
+    active_jobs: int | None = None
+    running_gpus: int | None = None
+    gpu_seconds: int | None = None
+    stored_bytes: int | None = None
+    datasets: int | None = None
+
+    @property
+    def is_of_sums(self) -> bool:
+        """Whether it limits what processes remember for longer."""
+        return self.gpu_seconds is not None or self.stored_bytes is not None
+
+
 @dataclass(eq=False)
 class ModelDataset:
     id: str
     created_at: datetime
+    size_bytes: int
     state: str = "processing"
     worker: bool = False
     epoch: int = 0
@@ -79,6 +98,7 @@ class ModelJob:
     """Storage key of an artifact."""
     model: str | None = None
     """Storage key of the model's adapter."""
+    model_id: str | None = None
 
     @property
     def is_live(self) -> bool:
@@ -126,8 +146,9 @@ class World:
     def __init__(self) -> None:
         self.jobs: dict[str, ModelJob] = {}
         self.datasets: dict[str, ModelDataset] = {}
-        self.limits: dict[str, tuple[int | None, int | None]] = {}
-        """Of projects: active jobs, running GPUs."""
+        self.quotas: defaultdict[str, Quota] = defaultdict(Quota)
+        self.workers: dict[int, datetime] = {}
+        """By their GPUs: when they last gave a sign of life."""
         self.endpoints: dict[str, tuple[str, tuple[str, ...]]] = {}
         """Project and types of events."""
         self.told: Counter[tuple[str, str, str, int]] = Counter()
@@ -136,6 +157,8 @@ class World:
         self.amounts: defaultdict[str, float] = defaultdict(float)
         self.used: defaultdict[str, float] = defaultdict(float)
         """GPU seconds by project."""
+        self.spans: list[tuple[str, int, datetime, datetime]] = []
+        """Attempts that have ended: project, GPUs, from when to when they count."""
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.moves: set[tuple[str, str]] = set()
         self.lost_leases: list[Lease] = []
@@ -152,6 +175,51 @@ class World:
 
     def active(self, project: str) -> int:
         return sum(job.project == project and job.is_live for job in self.jobs.values())
+
+    def busy(self, project: str) -> int:
+        """GPUs that are taken."""
+        return sum(job.gpus for job in self.leased() if job.project == project)
+
+    def spent(self, project: str, now: datetime) -> float:
+        """GPU seconds of this month, of attempts that go on up to what was last heard of them."""
+        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        spans = [*self.spans]
+        for job in self.leased():
+            assert job.claimed_at is not None
+            assert job.seen_at is not None
+            spans.append((job.project, job.gpus, job.claimed_at, job.seen_at))
+        return sum(
+            gpus * max(0.0, (until - max(since, month)).total_seconds())
+            for of, gpus, since, until in spans
+            if of == project
+        )
+
+    def stored(self, project: str) -> int:
+        """Bytes of datasets, and of files that a job or its model has; those that both have count once."""
+        own = [job for job in self.jobs.values() if job.project == project]
+        files = {key for job in own for key in (*([] if job.deleted else job.files()), job.model) if key is not None}
+        return FILE_BYTES * len(files) + sum(each.size_bytes for each in self.datasets_of(project))
+
+    def datasets_of(self, project: str) -> list[ModelDataset]:
+        """Those that count."""
+        return [each for each in self.datasets.values() if project == "default" and not each.deleted]
+
+    def used_of(self, project: str, now: datetime) -> dict[str, float]:
+        """What a project uses of each limit."""
+        return {
+            "active_jobs": self.active(project),
+            "running_gpus": self.busy(project),
+            "gpu_seconds": self.spent(project, now),
+            "stored_bytes": self.stored(project),
+            "datasets": len(self.datasets_of(project)),
+        }
+
+    def room(self, project: str, now: datetime) -> int | None:
+        """GPUs that a project's jobs may be claimed for; None: any number."""
+        quota = self.quotas[project]
+        if quota.gpu_seconds is not None and self.spent(project, now) >= quota.gpu_seconds:
+            return 0
+        return None if quota.running_gpus is None else max(0, quota.running_gpus - self.busy(project))
 
     def add(self, job: ModelJob, *, is_told: bool = False) -> None:
         """A new job has been created."""
@@ -213,6 +281,7 @@ class World:
         seconds = job.gpus * (until - job.claimed_at).total_seconds()
         job.gpu_seconds += seconds
         self.used[job.project] += seconds
+        self.spans.append((job.project, job.gpus, job.claimed_at, until))
         self.amounts["gpu_seconds"] += seconds
         self.lost_leases.append(Lease(job.id, job.epoch))
         to = settled(job.state, outcome)
@@ -260,27 +329,37 @@ class World:
 
     def next_for(self, gpus: int, now: datetime) -> ModelJob | None:
         """Whose turn it is for a worker with so many GPUs."""
-        running, busy = self._running()
-        waiting = [job for job in self.there() if job.state == "queued" and job.gpus <= gpus]
-        due = [job for job in waiting if job.not_before is None or job.not_before <= now]
+        running = self._running()
+        due = [job for job in self.there() if job.state == "queued" and not (job.not_before and job.not_before > now)]
         held: set[str] = set()
         for priority in sorted({job.priority for job in due}, reverse=True):
             lines: dict[str, list[ModelJob]] = {}
             for job in due:
-                if job.priority == priority and job.project not in held:
+                if job.priority == priority and job.gpus <= gpus and job.project not in held:
                     lines.setdefault(job.project, []).append(job)
             for project in sorted(lines, key=lambda own: (running[own], lines[own][0].created_at, own)):
-                most = self.limits.get(project, (None, None))[1]
+                most, room = self.quotas[project].running_gpus, self.room(project, now)
                 possible = [job for job in lines[project] if most is None or job.gpus <= most]
-                if possible and (most is None or possible[0].gpus <= most - busy[project]):
+                if not possible:
+                    continue
+                kept = (
+                    0 if most is None else self._kept(most, gpus, now, [job for job in due if job.project == project])
+                )
+                if room is None or possible[0].gpus <= room - kept:
                     return possible[0]
-                if possible:
-                    held.add(project)
+                held.add(project)
         return None
+
+    def _kept(self, most: int, gpus: int, now: datetime, due: list[ModelJob]) -> int:
+        """Of a project's room what waits for a worker larger than this one, whose job comes before all others."""
+        alive = [size for size, at in self.workers.items() if (now - at).total_seconds() <= LEASE_S]
+        possible = [job for job in due if job.gpus <= min(most, max(alive, default=0))]
+        first = min(possible, key=lambda job: (-job.priority, *age(job)), default=None)
+        return first.gpus if first is not None and first.gpus > gpus else 0
 
     def order(self) -> list[ModelJob]:
         """In which order those that are queued start, if there are workers and room for all of them."""
-        running, _ = self._running()
+        running = self._running()
         waiting = [job for job in self.there() if job.state == "queued"]
         found: list[ModelJob] = []
         while waiting:
@@ -293,10 +372,27 @@ class World:
             found.append(first)
         return found
 
-    def has_room(self, project: str, gpus: int, jobs: int = 1) -> bool:
-        """Whether the project may have so many new jobs of that size."""
-        active, running = self.limits.get(project, (None, None))
-        return (active is None or self.active(project) + jobs <= active) and (running is None or gpus <= running)
+    def refusal(self, project: str, gpus: int, jobs: int, now: datetime) -> str | None:
+        """The limit for which the project may not have so many new jobs of that size."""
+        quota = self.quotas[project]
+        if quota.gpu_seconds is not None and self.spent(project, now) >= quota.gpu_seconds:
+            return "max_gpu_seconds_per_month"
+        if quota.stored_bytes is not None and self.stored(project) >= quota.stored_bytes:
+            return "max_stored_bytes"
+        if quota.running_gpus is not None and gpus > quota.running_gpus:
+            return "max_running_gpus"
+        if quota.active_jobs is not None and self.active(project) + jobs > quota.active_jobs:
+            return "max_active_jobs"
+        return None
+
+    def dataset_refusal(self, size_bytes: int) -> str | None:
+        """The limit for which there may not be one more dataset of that size."""
+        quota = self.quotas["default"]
+        if quota.datasets is not None and len(self.datasets_of("default")) >= quota.datasets:
+            return "max_datasets"
+        if quota.stored_bytes is not None and self.stored("default") + size_bytes > quota.stored_bytes:
+            return "max_stored_bytes"
+        return None
 
     def resumable(self, job: ModelJob) -> str | None:
         """The job whose checkpoint a retry goes on from."""
@@ -313,14 +409,9 @@ class World:
         """Whether a job that has not ended needs the dataset."""
         return any(dataset.id in job.datasets and job.is_live for job in self.jobs.values())
 
-    def _running(self) -> tuple[Counter[str], Counter[str]]:
-        """Jobs and GPUs by project."""
-        jobs: Counter[str] = Counter()
-        gpus: Counter[str] = Counter()
-        for job in self.leased():
-            jobs[job.project] += 1
-            gpus[job.project] += job.gpus
-        return jobs, gpus
+    def _running(self) -> Counter[str]:
+        """Jobs by project."""
+        return Counter(job.project for job in self.leased())
 
     def _renumber(self, job: ModelJob) -> None:
         for key in [key for key in self.told if key[2] == job.id]:
