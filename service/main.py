@@ -47,6 +47,7 @@ from service.api.routes import (
 from service.api.schemas.datasets import DatasetCreate
 from service.api.schemas.uploads import UploadCreate
 from service.api.waiting import PredictionWatch
+from service.pages.site import add_pages
 from service.shared.clock import Clock, SystemClock
 from service.shared.queue import BackgroundQueue, CeleryQueue, Queue
 from service.shared.storage import Storage
@@ -166,6 +167,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
     for module in ROUTES:
         app.include_router(module.router)
     app.include_router(documentation.router)
+    add_pages(app)
     _describe(app)
     return app
 

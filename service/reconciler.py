@@ -141,6 +141,7 @@ class Reconciler:
             unit.idempotency.forget(self._settings.idempotency_retention_s)
             unit.idempotency.forget(self._settings.prediction_retention_s, "predictions.create")
             unit.estimates.forget(self._settings.estimate_retention_s)
+            unit.page_sessions.forget_ended()
             unit.deliveries.forget(self._settings.webhook_retention_s)
             unit.workers.forget_silent(self._settings.worker_retention_s)
             forgotten = unit.predictions.forget(self._settings.prediction_retention_s)

@@ -59,12 +59,12 @@ def command(data_dir: Path, port: int, ready_file: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(folder: Path, data_dir: Path, **settings: object) -> Iterator[Service]:
+def started(folder: Path, data_dir: Path, *, port: int = 0, **settings: object) -> Iterator[Service]:
     """The embedded service in `data_dir`; its output goes to `folder`."""
     ready, output = folder / "ready", folder / "output"
     environment = os.environ | {f"SAM3_{name.upper()}": str(value) for name, value in settings.items()}
     with output.open("wb") as log:
-        process = subprocess.Popen(command(data_dir, 0, ready), stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command(data_dir, port, ready), stdout=log, stderr=log, env=environment)
     try:
         wait_until(lambda: ready.exists() or process.poll() is not None, START_TIMEOUT_S)
         assert process.poll() is None, output.read_text()

@@ -1,12 +1,14 @@
-"""Bring a dataset that lies elsewhere here: by URI, or from this machine's disk. Its archive then goes to storage."""
+"""Bring a dataset here: by URI, from this machine's disk, or by drawing one. Its archive then goes to storage."""
 
 from __future__ import annotations
 
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3_lora.synthetic.coco_export import write_dataset
 from service.shared.errors import SourceRefusedError
 from service.shared.sources import check_path, check_uri
 from worker.download import download
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from service.shared.settings import Settings
 
 CHUNK_BYTES = 2**20
+DEMO_CONCEPTS = ("heart", "cross")  # of those that sam3-tiny was not pretrained on
+DEMO_TRAIN, DEMO_VALID = 120, 16
 
 
 def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, on_chunk: Callable[[], None]) -> None:
@@ -37,10 +41,19 @@ def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, o
                 timeout_s=settings.fetch_timeout_s,
                 on_chunk=on_chunk,
             )
+        elif source["type"] == "demo":
+            _draw(target, settings, on_chunk)
         else:
             _copy(_resolved(check_path(settings, source["path"]), settings), target, settings, on_chunk)
     except SourceRefusedError as error:
         raise SourceError("source_refused", error.message) from None
+
+
+def _draw(target: Path, settings: Settings, on_chunk: Callable[[], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        drawn = Path(scratch) / "drawn"
+        write_dataset(drawn, concepts=DEMO_CONCEPTS, train=DEMO_TRAIN, valid=DEMO_VALID, seed=7)
+        _pack(drawn, target, settings.max_upload_bytes, on_chunk)
 
 
 def _resolved(path: Path, settings: Settings) -> Path:

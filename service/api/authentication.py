@@ -6,16 +6,18 @@ import re
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import structlog
 from anyio import to_thread
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
 
 from service.api.errors import of_database_error, of_service_error
 from service.api.rates import WINDOW_S
-from service.api.sites import require_own_site
+from service.api.sites import require_own_page, require_own_site
 from service.shared.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.usecases.access import EVERYTHING, MAX_SECRET_LENGTH, Access, Scope, access_of, hash_of
 
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
     from service.shared.settings import Settings
     from service.shared.unit_of_work import Database
 
-PUBLIC = frozenset({"/livez", "/readyz", "/version", "/openapi.json", "/docs"})
+SIGN_IN = "/ui/sign-in"
+PUBLIC = frozenset({"/", "/livez", "/readyz", "/version", "/openapi.json", "/docs", SIGN_IN})
+PUBLIC_FOLDER = "/ui/static/"
+PAGES = "/ui"
+SESSION_COOKIE = "sam3_session"
 BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 KNOWN_FOR_S = 5.0  # how long a key that was revoked may still be taken
 TRUSTED_FOR_S = 600.0  # as long while the database is away: what says so, such as /metrics, needs a key as well
@@ -63,7 +69,7 @@ class Authentication:
         self._database = database
         self._settings = settings
         self._clock = clock
-        self._known: dict[str, tuple[Access, float]] = {}
+        self._known: dict[tuple[bool, str], tuple[Access, float]] = {}
         self._rates = rates
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
@@ -77,7 +83,9 @@ class Authentication:
             except ServiceError as error:
                 await of_service_error(Request(scope), error)(scope, receive, send)
                 return
-        if not self._settings.require_keys or scope["path"].removeprefix("/v1") in PUBLIC:
+        path = scope["path"]
+        is_public = path.removeprefix("/v1") in PUBLIC or path.startswith(PUBLIC_FOLDER)
+        if not self._settings.require_keys or is_public:
             state["access"] = EVERYTHING
             await self._app(scope, receive, send)
             return
@@ -94,7 +102,10 @@ class Authentication:
             limits |= _headers(standing)
             standing.require(f"This key may make {standing.limit} requests a minute: slow down.")
         except ServiceError as error:
-            await of_service_error(Request(scope), error)(scope, receive, send_with_limits)
+            is_page = path == PAGES or path.startswith(f"{PAGES}/")
+            asks = isinstance(error, UnauthorizedError) and is_page
+            answer = to_sign_in(Request(scope)) if asks else of_service_error(Request(scope), error)
+            await answer(scope, receive, send_with_limits)
             return
         except SQLAlchemyError as error:
             await of_database_error(Request(scope), error)(scope, receive, send)
@@ -108,38 +119,56 @@ class Authentication:
         failures = f"failures:{address}"
         standing = self._rates.look(failures, self._settings.max_failed_keys)
         standing.require("Too many wrong API keys came from this address: wait a minute.")
-        match = BEARER.fullmatch(Headers(scope=scope).get("authorization", ""))
-        if match is None:
+        headers = Headers(scope=scope)
+        match = BEARER.fullmatch(headers.get("authorization", ""))
+        cookie = Request(scope).cookies.get(SESSION_COOKIE)
+        if match is not None:
+            secret = match[1]
+        elif cookie is not None:  # which a browser sends whoever made it ask
+            secret = cookie
+            require_own_page(scope["method"], headers)
+        else:
             raise UnauthorizedError("Send an API key, as in `Authorization: Bearer sam3_...`.")
-        secret_sha256 = hash_of(match[1][: MAX_SECRET_LENGTH + 1])
-        access, until = self._known.get(secret_sha256, (None, 0.0))
+        secret_sha256 = hash_of(secret[: MAX_SECRET_LENGTH + 1])
+        is_key = match is not None
+        access, until = self._known.get((is_key, secret_sha256), (None, 0.0))
         if access is not None and time.monotonic() < until:
             return access
         try:
-            access = await to_thread.run_sync(self._look_up, secret_sha256)
+            access = await to_thread.run_sync(self._look_up, is_key, secret_sha256)
         except SQLAlchemyError:
             if access is None or time.monotonic() > until + TRUSTED_FOR_S:
                 raise
             return access
         if access is None:
-            self._known.pop(secret_sha256, None)
+            self._known.pop((is_key, secret_sha256), None)
+            if not is_key:
+                raise UnauthorizedError("This session has ended: sign in again.")
             self._rates.hit(failures, self._settings.max_failed_keys)
             raise UnauthorizedError("This API key is not known, or it was revoked or has expired.")
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
-        self._known[secret_sha256] = (access, time.monotonic() + KNOWN_FOR_S)
+        self._known[is_key, secret_sha256] = (access, time.monotonic() + KNOWN_FOR_S)
         return access
 
-    def _look_up(self, secret_sha256: str) -> Access | None:
+    def _look_up(self, is_key: bool, secret_sha256: str) -> Access | None:
         # Found by its hash: an index tells nobody how much of a secret was right.
         with self._database.read() as unit:
-            key = unit.api_keys.find(secret_sha256)
+            key = (unit.api_keys if is_key else unit.page_sessions).find(secret_sha256)
         if key is None:
             return None
         if key.last_used_at is None or self._clock.now() - key.last_used_at > USE_NOTED_EVERY:
             with self._database.write() as unit:
                 unit.api_keys.note_use(key.id)
         return access_of(key)
+
+
+def to_sign_in(request: Request) -> Response:
+    """Send a browser to where it may sign in, and from there back to the page; no part of a page is answered so."""
+    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if "hx-request" in request.headers:
+        return Response(status_code=401, headers={"HX-Refresh": "true"})
+    return RedirectResponse(f"{SIGN_IN}?{urlencode({'next': here})}", 303)
 
 
 def _headers(standing: Standing) -> dict[str, str]:

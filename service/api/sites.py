@@ -1,7 +1,8 @@
-"""Pages of other sites in a browser on this machine: they must not use an API that asks nobody for a key.
+"""Pages of other sites in a browser: they must not use an API that asks nobody for a key, nor somebody's session.
 
-With keys nothing is needed: a page cannot send an `Authorization` header to another site without being allowed to,
-and no answer allows it. Without, what protects the API is that only this machine reaches it, as any browser on it does.
+With a key in an `Authorization` header nothing is needed: a page cannot send it to another site without being allowed
+to, and no answer allows it. A cookie comes along by itself. Without keys, what protects the API is that only this
+machine reaches it, as any browser on it does.
 """
 
 from __future__ import annotations
@@ -40,6 +41,24 @@ def require_own_site(settings: Settings, method: str, headers: Headers) -> None:
         or headers.get("sec-fetch-site") in ("cross-site", "same-site")
     ):
         raise ForeignSiteError("This API asks for no key, and takes nothing from pages of other sites.")
+
+
+def require_own_page(method: str, headers: Headers) -> None:
+    """Refuse what a page of another site may have sent with the session of whoever looks at it.
+
+    Raises:
+        ForeignSiteError: if the request would change something and does not come from a page of this site.
+    """
+    if method in SAFE:  # which change nothing, and whose answers no other site can read
+        return
+    # Browsers tell it themselves, but only where the connection is secure; a proxy may change the host's name.
+    told = headers.get("sec-fetch-site")
+    origin = headers.get("origin")
+    is_own = (
+        told == "same-origin" if told else origin is not None and _netloc(origin) == headers.get("host", "").lower()
+    )
+    if not is_own:
+        raise ForeignSiteError("A session is used from the pages of this site alone; programs send an API key.")
 
 
 def _is_own(settings: Settings, host: str) -> bool:

@@ -32,6 +32,7 @@ from service.shared.db.repositories.logs import LogRepository
 from service.shared.db.repositories.metrics import MetricRepository
 from service.shared.db.repositories.models import ExportRepository, ModelRepository
 from service.shared.db.repositories.outbox import Outbox
+from service.shared.db.repositories.page_sessions import PageSessionRepository
 from service.shared.db.repositories.predictions import PredictionRepository
 from service.shared.db.repositories.queue import QueueMemory, QueueRepository
 from service.shared.db.repositories.quotas import Limits, QuotaMemory, QuotaRepository
@@ -103,6 +104,7 @@ class UnitOfWork:
         self.estimates = EstimateRepository(session, clock)
         self.idempotency = IdempotencyRepository(session, clock, project or "")
         self.api_keys = ApiKeyRepository(session, clock, project)
+        self.page_sessions = PageSessionRepository(session, clock)
         self.rings: dict[Task, list[str]] = {}
 
     def ring_after_commit(self, task: Task, resource_id: str) -> None:

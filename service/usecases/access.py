@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from service.shared.db.models import ApiKey
-from service.shared.errors import ForbiddenError, StateConflictError, invalid
+from service.shared.errors import ForbiddenError, StateConflictError, UnauthorizedError, invalid
 from service.shared.ids import new_id
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ PREFIX = "sam3_"
 SECRET_BYTES = 32
 HINT_LENGTH = 4
 MAX_SECRET_LENGTH = 200
+SESSION_S = 7 * 86400
 
 
 class Scope(StrEnum):
@@ -124,6 +125,20 @@ def revoke_key(unit: UnitOfWork, access: Access, key_id: str) -> None:
     """
     key = _own(unit, access, key_id)
     key.revoked_at = key.revoked_at or unit.clock.now()
+
+
+def sign_in(unit: UnitOfWork, key_secret: str) -> str:
+    """Begin a session with a key; the session's secret, for a cookie.
+
+    Raises:
+        UnauthorizedError: if there is no such key, or it was revoked or has expired.
+    """
+    key = unit.api_keys.find(hash_of(key_secret[: MAX_SECRET_LENGTH + 1]))
+    if key is None:
+        raise UnauthorizedError("This API key is not known, or it was revoked or has expired.")
+    secret = secrets.token_urlsafe(SECRET_BYTES)
+    unit.page_sessions.add(hash_of(secret), key.id, SESSION_S)
+    return secret
 
 
 def access_of(key: ApiKey) -> Access:

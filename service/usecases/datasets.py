@@ -78,7 +78,7 @@ def store_dataset(
 def create_dataset(
     unit: UnitOfWork, settings: Settings, source: dict[str, str], *, name: str | None, sha256: str | None
 ) -> Dataset:
-    """A new dataset of a complete upload, or of a URI or path that a worker fetches.
+    """A new dataset of a complete upload, or of what a worker fetches or draws.
 
     Raises:
         InvalidRequestError: if there is no such upload, it is not complete, or its hash is another.
@@ -92,6 +92,8 @@ def create_dataset(
     elif source["type"] == "uri":
         check_uri(settings, source["uri"])
         filename = PurePosixPath(unquote(urlsplit(source["uri"]).path)).name
+    elif source["type"] == "demo":
+        filename = "shapes.tar"
     else:
         filename = check_path(settings, source["path"]).name
     filename = filename[:MAX_NAME] or "archive"

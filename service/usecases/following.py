@@ -170,6 +170,15 @@ class Broadcaster:
                 elif not await _happens(changed, self._heartbeat_s):
                     yield None
 
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a stream that follows something else among those of this process."""
+        self.followers += 1
+        try:
+            yield
+        finally:
+            self.followers -= 1
+
     def close(self) -> None:
         """End every stream now, and each later one at once."""
         self._closed = True
@@ -184,13 +193,12 @@ class Broadcaster:
         key = (feed.name, job_id)
         topic = self._topics.setdefault(key, Topic(feed, job_id))
         topic.followers += 1
-        self.followers += 1
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
         try:
-            yield topic
+            with self.counted():
+                yield topic
         finally:
-            self.followers -= 1
             topic.followers -= 1
             if topic.followers == 0:
                 del self._topics[key]

@@ -70,6 +70,13 @@ def test_a_dataset_of_a_uri_waits_for_a_worker_and_hides_the_signature(open_api:
     assert "canary" not in open_api.client.get("/v1/datasets").text
 
 
+def test_the_demo_needs_nothing_of_an_operator(api: Api) -> None:
+    made = api.client.post("/v1/datasets", json={"source": {"type": "demo"}})
+    assert made.status_code == 201
+    assert (made.json()["status"], made.json()["source"]["type"]) == ("processing", "demo")
+    assert api.queue.rings == [(Task.INGEST, made.json()["id"])]
+
+
 def test_a_dataset_of_a_path_is_named_as_its_folder(open_api: Api) -> None:
     dataset = create(open_api, PATH, name="mine", sha256="0" * 64).json()
     assert (dataset["name"], dataset["filename"], dataset["source"]["path"]) == ("mine", "bolts", "/data/bolts")

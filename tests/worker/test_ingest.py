@@ -26,6 +26,7 @@ from tests.worker.conftest import RecordingQueue, add_dataset, add_job, both_dat
 from tests.worker.test_download import CONTENT, HOST, https_server, send
 from worker import sources
 from worker.ingest import IngestRunner
+from worker.sources import DEMO_CONCEPTS, DEMO_TRAIN, DEMO_VALID
 from worker.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -106,6 +107,20 @@ def test_a_folder_is_packed_the_same_each_time_and_checked(
     assert first.sha256 == second.sha256
     assert first.storage_key == second.storage_key
     assert len([key for key in storage.list("datasets") if key.endswith("/archive")]) == 1
+
+
+def test_the_demo_is_drawn_and_the_same_each_time(run: Any, database: Database, storage: Storage) -> None:
+    ids = [add_source(database, type="demo")]
+    run()
+    ids.append(add_source(database, type="demo"))
+    run()
+    first, second = (read(database, dataset_id) for dataset_id in ids)
+    assert [first.state, second.state] == [DatasetState.READY] * 2
+    assert first.sha256 == second.sha256
+    assert first.report is not None
+    assert first.report["summary"]["images"] == DEMO_TRAIN + DEMO_VALID
+    assert [each["name"] for each in first.report["stats"]["per_category"]] == list(DEMO_CONCEPTS)
+    assert first.report["issues"] == []
 
 
 def test_an_archive_is_copied_and_its_hash_checked(

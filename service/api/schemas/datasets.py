@@ -39,18 +39,24 @@ class PathSource(Section):
     path: str = Field(min_length=1, max_length=1024, examples=["/data/pallets"])
 
 
+class DemoSource(Section):
+    """Drawn scenes with two shapes that `sam3-tiny` does not know: to try the service without data of one's own."""
+
+    type: Literal["demo"]
+
+
 class DatasetCreate(Section):
     """A dataset that comes from elsewhere."""
 
     name: str | None = Field(None, min_length=1, max_length=200, examples=["pallets"])
     """For people; null: the file's name."""
-    source: Annotated[UploadSource | UriSource | PathSource, Field(discriminator="type")]
+    source: Annotated[UploadSource | UriSource | PathSource | DemoSource, Field(discriminator="type")]
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Expected SHA-256 of the archive; a file that arrives changed is refused."""
 
 
 class DatasetSource(Read):
-    type: Literal["file", "upload", "uri", "path"]
+    type: Literal["file", "upload", "uri", "path", "demo"]
     """`file`: the archive came with the request."""
     upload_id: str | None = None
     uri: str | None = None

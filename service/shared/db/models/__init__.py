@@ -13,6 +13,7 @@ from service.shared.db.models.models import Export, Model, ModelFile
 from service.shared.db.models.predictions import Prediction
 from service.shared.db.models.quotas import AttemptUsage, JobOutcome, ProjectQuota
 from service.shared.db.models.schema_floor import SchemaFloor
+from service.shared.db.models.sessions import PageSession
 from service.shared.db.models.sweeps import Sweep
 from service.shared.db.models.tallies import Tally
 from service.shared.db.models.uploads import Upload, UploadPart
@@ -42,6 +43,7 @@ __all__ = [
     "Model",
     "ModelFile",
     "OfProject",
+    "PageSession",
     "Prediction",
     "ProjectQuota",
     "SchemaFloor",

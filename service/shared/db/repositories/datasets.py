@@ -17,7 +17,7 @@ from service.shared.errors import LeaseLostError, NotFoundError, StateConflictEr
 from service.shared.states import DatasetState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -65,6 +65,11 @@ class DatasetRepository:
         if dataset is None:
             raise NotFoundError(f"There is no dataset {dataset_id!r}.")
         return dataset
+
+    def names(self, dataset_ids: Collection[str]) -> dict[str, str]:
+        """Names of those of the datasets that there are."""
+        query = select(Dataset.id, Dataset.name).where(Dataset.id.in_(dataset_ids), Dataset.deleted_at.is_(None))
+        return {row.id: row.name for row in self._session.execute(query)}
 
     def find(self, dataset_id: str) -> Dataset | None:
         """The dataset; None also if it was deleted."""

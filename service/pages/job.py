@@ -1,0 +1,152 @@
+"""One job: where it stands, how it learns, what came of it; and word of every change while somebody looks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.sse import format_sse_event
+
+from service.api import sse
+from service.api.deps import AppServices, JobId, ReadUnit, Services
+from service.api.job_views import read_job
+from service.api.schemas.attempts import attempt_read
+from service.api.schemas.checkpoints import checkpoint_read
+from service.api.schemas.evaluation import evaluation_read
+from service.api.schemas.events import event_read
+from service.api.schemas.lists import Read
+from service.api.schemas.samples import sample_list
+from service.pages.rendering import PageRoute, page
+from service.shared.errors import NotFoundError
+from service.usecases.evaluation import get_evaluation
+from service.usecases.samples import list_samples
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from service.shared.unit_of_work import UnitOfWork
+
+router = APIRouter(prefix="/ui/jobs/{job_id}", route_class=PageRoute, include_in_schema=False)
+
+EVENTS_SHOWN = 50
+CALM_S = 1.0  # between two words of a change: a trainer reports ten steps a second
+STEPS = (
+    ("queued", "Queued"),
+    ("preparing", "Preparing"),
+    ("training", "Training"),
+    ("finalizing", "Finishing"),
+    ("done", "Done"),
+)
+_STEP_OF_PHASE = {
+    "starting": "preparing",
+    "downloading_dataset": "preparing",
+    "loading_model": "preparing",
+    "training": "training",
+    "evaluating": "training",
+    "saving_checkpoint": "training",
+    "finalizing": "finalizing",
+}
+Part = Literal["status", "results", "events", "checkpoints"]
+
+
+@router.get("", name="page_job")
+def show_job(request: Request, unit: ReadUnit, found: AppServices, job_id: JobId) -> Response:
+    """The whole page."""
+    parts = {name: value for part in PARTS for name, value in PARTS[part](unit, found, job_id).items()}
+    job = parts["job"]
+    names = unit.datasets.names({job.dataset_id, *([job.validation_dataset_id] if job.validation_dataset_id else [])})
+    return page(request, "job.html", datasets=names, **parts)
+
+
+@router.get("/stream", name="page_job_stream")
+async def stream_changes(found: AppServices, job_id: JobId) -> Response:
+    """Server-sent events: `changed` at once and whenever the job has, at most once a second, and `done` at its end.
+
+    They say that something is new, not what: a page that was cut off asks for what it lacks and has missed nothing.
+    """
+    found.broadcaster.check_room()
+    await found.watch.look(job_id, found.database.project)
+    return sse.EventStream(_changes(found, job_id), found.settings.stream_stall_timeout_s)
+
+
+@router.get("/{part}", name="page_job_part")
+def show_part(
+    request: Request, unit: ReadUnit, found: AppServices, job_id: JobId, part: Annotated[Part, Path()]
+) -> Response:
+    """A part of the page, as it is now."""
+    return page(request, f"parts/job_{part}.html", **PARTS[part](unit, found, job_id))
+
+
+class Changed(Read):
+    """How far the job has come: a page compares it with what it shows."""
+
+    events: int
+
+
+async def _changes(found: Services, job_id: str) -> AsyncGenerator[bytes]:
+    with found.broadcaster.counted():
+        yield format_sse_event(retry=sse.RETRY_MS)
+        view = await found.watch.look(job_id)
+        while True:
+            yield sse.frame("changed", Changed(events=view.version[2]))
+            if view.is_terminal:
+                yield sse.frame("done", sse.Done(status="ended"))
+                return
+            await asyncio.sleep(CALM_S)
+            seen = view
+            while view.version == seen.version:
+                if found.watch.closed:
+                    return
+                try:
+                    view = await found.watch.until(
+                        lambda now: now.version != seen.version,  # noqa: B023 - used before it changes
+                        seen,
+                        found.settings.stream_heartbeat_s,
+                    )
+                except NotFoundError:  # it was deleted
+                    yield sse.frame("done", sse.Done(status="deleted"))
+                    return
+                if view.version == seen.version:
+                    yield format_sse_event(comment="heartbeat")
+
+
+def _status(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
+    job = read_job(unit, found.settings, unit.jobs.get(job_id))
+    return {"job": job, "steps": STEPS, "step": _step(job.status, job.phase)}
+
+
+def _results(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
+    evaluation = evaluation_read(job_id, get_evaluation(unit, job_id), [])
+    return {
+        "job": read_job(unit, found.settings, unit.jobs.get(job_id)),
+        "evaluation": evaluation,
+        "samples": sample_list(job_id, list_samples(unit, found.storage, job_id)).data,
+    }
+
+
+def _events(unit: UnitOfWork, _: Services, job_id: str) -> dict[str, Any]:
+    unit.jobs.get(job_id)
+    rows = unit.events.list(job_id, after=0, limit=EVENTS_SHOWN, descending=True)
+    return {"events": [event_read(row) for row in rows]}
+
+
+def _checkpoints(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
+    job = unit.jobs.get(job_id)
+    return {
+        "job": read_job(unit, found.settings, job),
+        "checkpoints": [checkpoint_read(row) for row in unit.checkpoints.list(job_id)],
+        "attempts": [attempt_read(row, job.gpus) for row in unit.attempts.list(job_id)],
+    }
+
+
+PARTS = {"status": _status, "results": _results, "events": _events, "checkpoints": _checkpoints}
+
+
+def _step(status: str, phase: str | None) -> str:
+    """Which of `STEPS` the job is at."""
+    if status == "succeeded":
+        return "done"
+    if status in ("queued", "validating_files", "paused"):
+        return "queued"
+    return _STEP_OF_PHASE.get(phase or "starting", "training")

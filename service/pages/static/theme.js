@@ -1,0 +1,3 @@
+// In the head, before anything is drawn: the theme that was chosen here, else that of the system.
+const chosen = localStorage.getItem("theme");
+if (chosen) document.documentElement.dataset.theme = chosen;
