@@ -83,6 +83,9 @@ audit: $(VENV)-audit/.installed ## Ask the index which versions in requirements.
 sbom: setup $(VENV)-audit/.installed ## Write sbom.json (CycloneDX) of what is installed, with licences
 	$(VENV)-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python $(ARGS)
 
+screenshots: setup ## Take pictures of all pages, with chromium, into docs/images/pages
+	@$(BIN)/python -m tests.pages.tour $(ARGS)
+
 bench: setup ## List the benchmarks, or run one (NAME=learning)
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
@@ -92,4 +95,4 @@ pretrain: setup ## Pretrain sam3-tiny again (hours on a CPU)
 clean: ## Remove the environment and all caches; data stays
 	rm -rf $(VENV) $(VENV)-audit sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help setup demo serve test test-all test-gpu faults format lint types contracts drift check lock audit sbom bench pretrain clean
+.PHONY: help setup demo serve test test-all test-gpu faults screenshots format lint types contracts drift check lock audit sbom bench pretrain clean

@@ -255,6 +255,7 @@ def _answers(host: str, port: int) -> bool:
 def _welcome(url: str, data_dir: Path) -> None:
     for line in f"""
 The service is ready.
+  Pages    {url}      (open this in a browser)
   API      {url}/v1   (described at {url}/docs)
   Data     {data_dir}
   Dataset  curl {url}/v1/datasets -F file=@dataset.zip

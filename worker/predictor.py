@@ -76,6 +76,7 @@ class PredictRunner(WorkRunner["Prediction"]):
         request = {
             "model": prediction.model_id,
             "adapter": str(adapter),
+            "untuned": prediction.request.get("untuned", False),
             "image": str(image),
             "prompts": prediction.request["prompts"],
             "boxes": prediction.request["boxes"],

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
+UNTUNED = ""  # key of the base alone
 MAX_TEXTS = 1000  # prompts whose features a predictor keeps
 
 
@@ -30,11 +31,12 @@ class Models:
         self._amp_dtype: torch.dtype | None = None
         self._predictors: dict[str, tuple[Predictor, set[str]]] = {}
 
-    def predictor(self, key: str, adapter: Path, texts: list[str]) -> Predictor:
+    def predictor(self, key: str, adapter: Path, texts: list[str], *, untuned: bool = False) -> Predictor:
         """The predictor of an adapter, to be asked for these texts before another is asked for.
 
         Args:
             key: names the adapter: under the same key, the same files.
+            untuned: that of the adapter's base alone.
 
         Raises:
             AdapterError: if the adapter is damaged or belongs to another base.
@@ -43,8 +45,12 @@ class Models:
         info = read_info(adapter)
         if self._base != (info.base_model, info.resolution):
             self._load(info.base_model, info.resolution)
-        for forgotten in self._switch.use(key, adapter):
-            self._predictors.pop(forgotten, None)
+        if untuned:
+            self._switch.use_none()
+            key = UNTUNED
+        else:
+            for forgotten in self._switch.use(key, adapter):
+                self._predictors.pop(forgotten, None)
         predictor, asked = self._predictors.get(key, (None, set()))
         if predictor is None or len(asked | set(texts)) > MAX_TEXTS:
             predictor = Predictor(self._switch.model, resolution=info.resolution, amp_dtype=self._amp_dtype)

@@ -1,12 +1,14 @@
 """The process that a worker keeps to predict: `python -m sam3_lora.serving.process`.
 
-stdin    one request per line: `{model, adapter, image, prompts, boxes, min_score, result, overlay}`; EOF ends it
+stdin    one request per line: `{model, adapter, untuned, image, prompts, boxes, min_score, result, overlay}`; EOF
+         ends it
 stdout   one line after each request: `{}`, or `{error: {code, message, hint, retryable}}`; what else prints goes to
          stderr
 files    `result` is written as JSON: for each prompt `{prompt, presence, detections: [{box, score, segmentation}]}`;
          `overlay`, if not null, as a PNG. Boxes are `[x1, y1, x2, y2]` in pixels, masks COCO RLE.
 
-Without prompts the boxes are asked alone, without either all that the adapter was trained on.
+`untuned` asks the adapter's base alone. Without prompts the boxes are asked alone, without either all that the
+adapter was trained on.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def predict(models: Models, request: dict[str, Any]) -> None:
     adapter = Path(request["adapter"])
     boxes = request["boxes"]
     texts = request["prompts"] or ([BOX_ALONE] if boxes else _trained_on(adapter))
-    predictor = models.predictor(request["model"], adapter, texts)
+    predictor = models.predictor(request["model"], adapter, texts, untuned=request["untuned"])
     pixels = read_rgb(Path(request["image"]))
     encoded = predictor.encode(pixels)
     overlay = None if request["overlay"] is None else _Overlay(pixels)

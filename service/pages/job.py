@@ -18,6 +18,7 @@ from service.api.schemas.events import event_read
 from service.api.schemas.lists import Read
 from service.api.schemas.samples import sample_list
 from service.pages.rendering import PageRoute, page
+from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.errors import NotFoundError
 from service.usecases.evaluation import get_evaluation
 from service.usecases.samples import list_samples
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/ui/jobs/{job_id}", route_class=PageRoute, include_in_schema=False)
 
 EVENTS_SHOWN = 50
+COMPARABLE = 30
 CALM_S = 1.0  # between two words of a change: a trainer reports ten steps a second
 STEPS = (
     ("queued", "Queued"),
@@ -47,7 +49,7 @@ _STEP_OF_PHASE = {
     "saving_checkpoint": "training",
     "finalizing": "finalizing",
 }
-Part = Literal["status", "results", "events", "checkpoints"]
+Part = Literal["status", "try", "results", "events", "checkpoints"]
 
 
 @router.get("", name="page_job")
@@ -56,7 +58,10 @@ def show_job(request: Request, unit: ReadUnit, found: AppServices, job_id: JobId
     parts = {name: value for part in PARTS for name, value in PARTS[part](unit, found, job_id).items()}
     job = parts["job"]
     names = unit.datasets.names({job.dataset_id, *([job.validation_dataset_id] if job.validation_dataset_id else [])})
-    return page(request, "job.html", datasets=names, **parts)
+    # On the same data: else figures say little.
+    alike, _ = unit.jobs.list(limit=COMPARABLE, matching=JobFilter(dataset_id=job.dataset_id))
+    others = [(each.id, each.name) for each in alike if each.id != job_id]
+    return page(request, "job.html", datasets=names, others=others, **parts)
 
 
 @router.get("/stream", name="page_job_stream")
@@ -116,6 +121,10 @@ def _status(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
     return {"job": job, "steps": STEPS, "step": _step(job.status, job.phase)}
 
 
+def _try(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
+    return {"job": read_job(unit, found.settings, unit.jobs.get(job_id))}
+
+
 def _results(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
     evaluation = evaluation_read(job_id, get_evaluation(unit, job_id), [])
     return {
@@ -140,7 +149,7 @@ def _checkpoints(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, An
     }
 
 
-PARTS = {"status": _status, "results": _results, "events": _events, "checkpoints": _checkpoints}
+PARTS = {"status": _status, "try": _try, "results": _results, "events": _events, "checkpoints": _checkpoints}
 
 
 def _step(status: str, phase: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.pages import datasets, job, jobs, sessions, workers
+from service.pages import access, compare, datasets, job, jobs, new_job, sessions, workers
 from service.pages.rendering import STATIC_URL, Files, nothing_here
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_pages(app: FastAPI) -> None:
     """Serve the pages at /ui, and lead there from /."""
-    for each in (sessions, jobs, job, datasets, workers):
+    for each in (sessions, jobs, new_job, job, compare, datasets, workers, access):
         app.include_router(each.router)
     app.mount(STATIC_URL, Files(), name="static")
     app.add_api_route("/", _start, include_in_schema=False, name="page_root")

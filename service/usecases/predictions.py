@@ -27,6 +27,8 @@ class Question:
     min_score: float
     overlay: bool
     """Also draw what is found on the image."""
+    untuned: bool = False
+    """Ask the model's base alone."""
 
 
 def image_key(prediction_id: str) -> str:

@@ -78,14 +78,15 @@ def predict(client: Client, model_id: str, image: bytes, *fields: tuple[str, str
     return client.http.post(f"/v1/models/{model_id}/predict", files=parts, headers=headers)
 
 
-def expected(adapter: Path, image: bytes, folder: Path, *options: str) -> list[dict[str, Any]]:
-    """What `sam3-lora predict` finds."""
+def expected(adapter: Path | None, image: bytes, folder: Path, *options: str) -> list[dict[str, Any]]:
+    """What `sam3-lora predict` finds; without an adapter, with the base alone."""
     from typer.testing import CliRunner
 
     from sam3_lora.cli import app
 
     (folder / "a.jpg").write_bytes(image)
-    command = ["predict", "--adapter", str(adapter), "--image", str(folder / "a.jpg"), "--threshold", "0", *options]
+    model = ["--base", "sam3-tiny"] if adapter is None else ["--adapter", str(adapter)]
+    command = ["predict", *model, "--image", str(folder / "a.jpg"), "--threshold", "0", *options]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     return list(json.loads(done.stdout)["answers"])
@@ -168,6 +169,19 @@ def test_each_model_answers_what_the_command_line_does(
             _compare(ours["detections"][0], theirs["detections"][0])
     first, second = answers.values()
     assert abs(first[0]["presence"] - second[0]["presence"]) > 1e-5
+
+
+def test_the_base_of_a_model_answers_the_same_question(
+    client: Client, adapters: dict[str, Path], image: bytes, tmp_path: Path
+) -> None:
+    base = expected(None, image, tmp_path, "--prompt", "heart")[0]
+    for model_id in adapters:  # between questions to the tuned one
+        tuned = predict(client, model_id, image, ("prompt", "heart"), ("min_score", "0")).json()
+        asked = predict(client, model_id, image, ("prompt", "heart"), ("min_score", "0"), ("untuned", "true")).json()
+        assert (tuned["untuned"], asked["untuned"]) == (False, True)
+        assert asked["results"][0]["presence"] == pytest.approx(base["presence"], abs=1e-5)
+        _compare(asked["results"][0]["detections"][0], base["detections"][0])
+        assert abs(tuned["results"][0]["presence"] - base["presence"]) > 1e-5
 
 
 def _compare(ours: dict[str, Any], theirs: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from sam3_lora.config import JobConfig
 from service.api.authentication import SESSION_COOKIE
 from service.pages import rendering
 from service.shared.states import Actor, DatasetState, JobState
-from service.usecases.access import Scope, sign_in
+from service.usecases import access
+from service.usecases.access import EVERYTHING, Scope, sign_in
 from tests.pages.conftest import make_key
 from tests.service.conftest import Api, add_dataset, add_job, served
 from tests.stack import wait_until
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESOLVED = {"config": JobConfig().model_dump(mode="json")}
-HOSTILE = "<img src=x onerror=alert(1)>'\"&{{ 7 * 7 }}"
+HOSTILE = "<img src=x onerror=alert(1)>'\"&{{ 1234 * 1001 }}"
 
 
 class Seen(HTMLParser):
@@ -81,9 +82,14 @@ def addresses(api: Api, project: str = "default") -> Iterator[str]:
         assert held is not None
         error = {"code": "internal", "message": HOSTILE, "hint": HOSTILE, "retryable": False}
         unit.attempts.finish(job, held.epoch, JobState.FAILED, reason=HOSTILE, error=error)
-    yield from ("/ui", "/ui/jobs", "/ui/jobs?group=failed", "/ui/datasets", "/ui/workers", "/ui/sign-in")
+    with api.database.write() as unit:
+        scopes = [Scope.READ]
+        access.create_key(unit, EVERYTHING, name=HOSTILE, project=project, scopes=scopes, lasts_s=None)
+    other = add_job(api.database, dataset, name=HOSTILE, project=project, resolved=RESOLVED)
+    yield from ("/ui", "/ui/jobs", "/ui/jobs?group=failed", "/ui/datasets", "/ui/workers", "/ui/sign-in", "/ui/access")
+    yield from ("/ui/new-job", f"/ui/new-job?dataset={dataset}", f"/ui/compare?first={job}&second={other}")
     yield from (f"/ui/jobs/{job}", f"/ui/datasets/{dataset}")
-    yield from (f"/ui/jobs/{job}/{part}" for part in ("status", "results", "events", "checkpoints"))
+    yield from (f"/ui/jobs/{job}/{part}" for part in ("status", "try", "results", "events", "checkpoints"))
 
 
 def test_every_page_is_whole_and_holds_nothing_that_could_run(site: Api) -> None:
@@ -92,7 +98,7 @@ def test_every_page_is_whole_and_holds_nothing_that_could_run(site: Api) -> None
         assert answer.status_code == 200, address
         seen = read(answer)
         assert "<img src=x" not in answer.text
-        assert "49" not in re.sub(r"[0-9a-f-]{12,}|\d{4}-\d\d-\d\d", "", answer.text), "a name was taken for a template"
+        assert "1235234" not in answer.text, "a name was taken for a template"
         assert all(each.startswith(("/", "#")) and not each.startswith("//") for each in seen.addresses), address
 
 
@@ -119,6 +125,30 @@ def test_the_first_page_is_light(site: Api) -> None:
     loaded = [each for each in read(answer).addresses if each.startswith("/ui/static/")]
     total = len(answer.content) + sum(len(site.client.get(each).content) for each in set(loaded))
     assert total < 200_000
+
+
+def test_the_form_offers_everything_that_a_configuration_may_set(site: Api) -> None:
+    add_dataset(site.database)
+    text = site.client.get("/ui/new-job").text
+    for section, values in JobConfig().model_dump().items():
+        for name in values:
+            assert text.count(f'name="config.{section}.{name}"') == 1, (section, name)
+    assert 'name="config.training.learning_rate" data-kind="number" data-default="0.0001"' in text
+    assert re.search(r'name="config.training.learning_rate"[^>]*value="0.002"', text), (
+        "what suits the base is suggested"
+    )
+
+
+def test_jobs_are_compared_by_what_differs(site: Api) -> None:
+    dataset = add_dataset(site.database)
+    jobs = []
+    for rank in (4, 8):
+        config = JobConfig().model_dump(mode="json")
+        config["lora"]["rank"] = rank
+        jobs.append(add_job(site.database, dataset, name=f"rank {rank}", resolved={"config": config}))
+    text = site.client.get(f"/ui/compare?first={jobs[0]}&second={jobs[1]}").text
+    assert "lora.rank" in text
+    assert "lora.alpha" not in text
 
 
 def test_the_start_leads_to_the_pages(site: Api) -> None:
@@ -203,7 +233,7 @@ def test_pages_show_only_what_is_of_the_keys_project(locked: Api) -> None:
     with httpx.Client(base_url=locked.client.base_url, cookies={SESSION_COOKIE: session}) as client:
         for address in theirs:
             answer = client.get(address)
-            is_one = address.count("/") > 2
+            is_one = address.count("/") > 2 or "=" in address.replace("group=", "")
             assert answer.status_code == (404 if is_one else 200), address
             assert "onerror" not in answer.text
         own = add_job(locked.database, add_dataset(locked.database), project="ours", name="mine", resolved=RESOLVED)

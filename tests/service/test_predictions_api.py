@@ -220,6 +220,8 @@ def test_hostile_images_are_named_and_nothing_of_them_is_kept(
         ([("box", "0,0,61,40")], "/box/0"),
         ([("box", "-1,0,9,9")], "/box/0"),
         ([("min_score", "2")], "/min_score"),
+        ([("untuned", "yes")], "/untuned"),
+        ([("untuned", "true"), ("untuned", "true")], "/untuned"),
         ([("min_score", "nan")], "/min_score"),
         ([("min_score", "high")], "/min_score"),
         ([("min_score", "0.1"), ("min_score", "0.2")], "/min_score"),
@@ -246,7 +248,13 @@ def test_what_is_asked_reaches_the_worker(api: Api, model_id: str) -> None:
     assert (turned.width, turned.height) == (40, 60)  # as the EXIF orientation shows it
     assert turned.request["min_score"] == 0.25
     boxes = [[1.0, 2.0, 30.0, 40.0], [0.0, 0.0, 60.0, 40.0]]
-    assert plain.request == {"prompts": ["a bolt", "nut"], "boxes": boxes, "min_score": 0.5, "overlay": False}
+    assert plain.request == {
+        "prompts": ["a bolt", "nut"],
+        "boxes": boxes,
+        "min_score": 0.5,
+        "overlay": False,
+        "untuned": False,
+    }
     assert (bare.request["prompts"], bare.request["boxes"]) == ([], [])
 
 

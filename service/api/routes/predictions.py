@@ -40,7 +40,7 @@ Prefer = Annotated[
     str | None,
     Header(max_length=200, description="`wait=N`: wait at most so many seconds for the answer.", examples=["wait=5"]),
 ]
-FIELDS, REPEATABLE = frozenset({"min_score"}), frozenset({"prompt", "box"})
+FIELDS, REPEATABLE = frozenset({"min_score", "untuned"}), frozenset({"prompt", "box"})
 MAX_PROMPT_LENGTH = 200
 DEFAULT_MIN_SCORE = 0.5
 POLL_AFTER_S = 1
@@ -69,6 +69,11 @@ FORM = {
                         "maxItems": MAX_REPEATED,
                         "description": "An example of it in this image as `x1,y1,x2,y2` in pixels, one part each.",
                         "example": ["12,30,210,188"],
+                    },
+                    "untuned": {
+                        "type": "boolean",
+                        "default": False,
+                        "description": "Ask the base that the model was tuned from instead, to compare the two.",
                     },
                     "min_score": {
                         "type": "number",
@@ -236,7 +241,10 @@ def _question(upload: FormFile, size: tuple[int, int], *, overlay: bool) -> Ques
         score = -1.0
     if not 0 <= score <= 1:
         raise invalid("/min_score", "invalid_score", "must be a number from 0 to 1")
-    return Question(prompts, boxes, score, overlay)
+    untuned = upload.fields.get("untuned", "false")
+    if untuned not in ("true", "false"):
+        raise invalid("/untuned", "invalid_boolean", "must be true or false")
+    return Question(prompts, boxes, score, overlay, untuned == "true")
 
 
 def _prompt(text: str, index: int) -> str:

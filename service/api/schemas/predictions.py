@@ -83,6 +83,8 @@ class PredictionRead(Read):
     """As asked: x1, y1, x2, y2 in pixels."""
     min_score: float
     """Detections below were left out."""
+    untuned: bool
+    """Whether the model's base was asked instead."""
     results: list[Answer] | None
     """One for each prompt; null until it has succeeded."""
     error: PredictionError | None
@@ -105,6 +107,7 @@ def prediction_read(prediction: Prediction) -> PredictionRead:
         prompts=asked["prompts"],
         boxes=asked["boxes"],
         min_score=asked["min_score"],
+        untuned=asked.get("untuned", False),
         results=None if prediction.result is None else [Answer(**answer) for answer in prediction.result],
         error=None if prediction.error is None else PredictionError(**prediction.error),
         created_at=prediction.created_at,

@@ -18,6 +18,14 @@
     }
   }
 
+  // What can be scrolled sideways can be reached with the keyboard; what cannot is no stop on the way.
+  function openToKeys(root) {
+    for (const box of root.querySelectorAll(".scroll")) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  }
+
   function say(text, isBad) {
     const note = document.createElement("div");
     note.className = isBad ? "note bad" : "note";
@@ -55,10 +63,14 @@
     if (button.dataset.confirm && !confirm(button.dataset.confirm)) return;
     button.disabled = true;
     try {
-      const { post, delete: remove, body } = button.dataset;
+      const { post, patch, delete: remove, body } = button.dataset;
       const headers = body ? { "Content-Type": "application/json" } : {};
-      const answer = await ask(post || remove, { method: post ? "POST" : "DELETE", headers, body });
-      if (button.dataset.then === "created") {
+      const method = post ? "POST" : patch ? "PATCH" : "DELETE";
+      const answer = await ask(post || patch || remove, { method, headers, body });
+      if (button.dataset.then === "secret") {
+        document.dispatchEvent(new CustomEvent("secret-made", { detail: (await answer.json()).secret }));
+        refresh();
+      } else if (button.dataset.then === "created") {
         location.assign("/ui" + answer.headers.get("Location").replace("/v1", ""));
       } else if (button.dataset.then) {
         location.assign(button.dataset.then);
@@ -73,8 +85,15 @@
   }
 
   // Parts are asked for anew, and drawn only where they differ: nothing moves under the reader's hand.
-  function load(part, url) {
-    return htmx.ajax("GET", url, { source: part, target: part, swap: "innerHTML" }); // a source of its own: else they wait for each other
+  async function load(part, url) {
+    const lost = document.getElementById("lost");
+    try {
+      // With a source of its own: else they would wait for each other.
+      await htmx.ajax("GET", url, { source: part, target: part, swap: "innerHTML" });
+      if (!document.querySelector("[data-stream]")) lost.hidden = true;
+    } catch {
+      lost.hidden = false; // the next refresh is another try
+    }
   }
 
   function refresh(kinds) {
@@ -118,9 +137,11 @@
 
   function start() {
     tellTimes(document);
+    openToKeys(document);
+    addEventListener("resize", () => openToKeys(document));
     setInterval(() => tellTimes(document), 30000);
     document.addEventListener("click", (event) => {
-      const button = event.target.closest("[data-post], [data-delete]");
+      const button = event.target.closest("[data-post], [data-patch], [data-delete]");
       if (button) act(button);
     });
     document.getElementById("theme").addEventListener("click", () => {
@@ -142,6 +163,7 @@
     });
     document.body.addEventListener("htmx:afterSwap", (event) => {
       tellTimes(event.detail.target);
+      openToKeys(event.detail.target);
       const box = event.detail.target.querySelector(".events, .scroll");
       if (box) box.scrollTop = event.detail.target.scrolled;
     });
