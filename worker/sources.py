@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3_lora.synthetic.coco_export import write_dataset
 from service.shared.errors import SourceRefusedError
 from service.shared.sources import check_path, check_uri
 from worker.download import download
@@ -50,6 +49,8 @@ def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, o
 
 
 def _draw(target: Path, settings: Settings, on_chunk: Callable[[], None]) -> None:
+    from sam3_lora.synthetic.coco_export import write_dataset  # numpy: a worker without it says so when it starts
+
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         drawn = Path(scratch) / "drawn"
         write_dataset(drawn, concepts=DEMO_CONCEPTS, train=DEMO_TRAIN, valid=DEMO_VALID, seed=7)
