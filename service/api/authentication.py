@@ -121,10 +121,11 @@ class Authentication:
         standing.require("Too many wrong API keys came from this address: wait a minute.")
         headers = Headers(scope=scope)
         match = BEARER.fullmatch(headers.get("authorization", ""))
-        cookie = Request(scope).cookies.get(SESSION_COOKIE)
         if match is not None:
             secret = match[1]
-        elif cookie is not None:  # which a browser sends whoever made it ask
+        elif (
+            cookie := Request(scope).cookies.get(SESSION_COOKIE)
+        ) is not None:  # which a browser sends whoever made it ask
             secret = cookie
             require_own_page(scope["method"], headers)
         else:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.deps import ReadUnit, RequestAccess
 from service.api.schemas.api_keys import api_key_read
 from service.api.schemas.webhooks import endpoint_read
-from service.pages.rendering import PageRoute, page
+from service.pages.rendering import PageRoute, page_or_part
 from service.shared.webhooks import EventType, MessageFormat
 from service.usecases.access import Scope
 
@@ -21,9 +21,9 @@ def show_access(request: Request, unit: ReadUnit, access: RequestAccess) -> Resp
     """Webhooks of the project and, to those who may make keys, its keys."""
     endpoints, _ = unit.webhooks.list(limit=ENDPOINTS_SHOWN, descending=True, after=None, before=None)
     sees_keys = access.allows(Scope.KEYS)
-    return page(
+    return page_or_part(
         request,
-        "access.html" if "hx-request" not in request.headers else "parts/access.html",
+        "access",
         endpoints=[endpoint_read(row) for row in endpoints],
         keys=[api_key_read(key) for key in unit.api_keys.list()] if sees_keys else [],
         sees_keys=sees_keys,

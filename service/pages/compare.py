@@ -47,9 +47,9 @@ def _better(name: str, first: dict[str, Any], second: dict[str, Any]) -> int | N
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Values of two configurations that are not the same, by path."""
-    return [
-        (f"{section}.{name}", first.get(section, {}).get(name), second.get(section, {}).get(name))
-        for section in dict.fromkeys([*first, *second])
-        for name in dict.fromkeys([*first.get(section, {}), *second.get(section, {})])
-        if first.get(section, {}).get(name) != second.get(section, {}).get(name)
-    ]
+    one, other = (
+        {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
+        for config in (first, second)
+    )
+    paths = dict.fromkeys([*one, *other])
+    return [(path, one.get(path), other.get(path)) for path in paths if one.get(path) != other.get(path)]

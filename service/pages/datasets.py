@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from service.api.deps import AppServices, ReadUnit
 from service.api.job_views import read_jobs
 from service.api.schemas.datasets import dataset_preview, dataset_read, dataset_validation
-from service.pages.rendering import PageRoute, page
+from service.pages.rendering import PageRoute, page_or_part
 from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.states import DatasetState
 from service.usecases.recipes import find_recipe
@@ -31,9 +31,9 @@ def show_datasets(
     """Datasets, newest first."""
     rows, more = unit.datasets.list(limit=SHOWN, after=after, before=before)
     has_newer, has_older = (more, True) if before is not None else (after is not None, more)
-    return page(
+    return page_or_part(
         request,
-        "datasets.html" if "hx-request" not in request.headers else "parts/datasets.html",
+        "datasets",
         datasets=[dataset_read(row) for row in rows],
         newer=rows[0].id if rows and has_newer else None,
         older=rows[-1].id if rows and has_older else None,
@@ -50,9 +50,9 @@ def show_dataset(request: Request, unit: ReadUnit, found: AppServices, dataset_i
     issues = sorted(report.issues, key=lambda issue: (issue["severity"] != "error", issue["code"]))
     jobs, _ = unit.jobs.list(limit=JOBS_SHOWN, matching=JobFilter(dataset_id=dataset_id))
     base = found.settings.base_models[0]
-    return page(
+    return page_or_part(
         request,
-        "dataset.html" if "hx-request" not in request.headers else "parts/dataset.html",
+        "dataset",
         dataset=dataset_read(row),
         stats=report.stats,
         issues=[(code, list(group)) for code, group in groupby(issues, key=lambda issue: issue["code"])],

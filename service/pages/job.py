@@ -26,6 +26,7 @@ from service.usecases.samples import list_samples
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from service.api.schemas.jobs import JobRead
     from service.shared.unit_of_work import UnitOfWork
 
 router = APIRouter(prefix="/ui/jobs/{job_id}", route_class=PageRoute, include_in_schema=False)
@@ -55,13 +56,13 @@ Part = Literal["status", "try", "results", "events", "checkpoints"]
 @router.get("", name="page_job")
 def show_job(request: Request, unit: ReadUnit, found: AppServices, job_id: JobId) -> Response:
     """The whole page."""
-    parts = {name: value for part in PARTS for name, value in PARTS[part](unit, found, job_id).items()}
-    job = parts["job"]
+    job = read_job(unit, found.settings, unit.jobs.get(job_id))
+    parts = {name: value for part in PARTS.values() for name, value in part(unit, found, job).items()}
     names = unit.datasets.names({job.dataset_id, *([job.validation_dataset_id] if job.validation_dataset_id else [])})
     # On the same data: else figures say little.
     alike, _ = unit.jobs.list(limit=COMPARABLE, matching=JobFilter(dataset_id=job.dataset_id))
     others = [(each.id, each.name) for each in alike if each.id != job_id]
-    return page(request, "job.html", datasets=names, others=others, **parts)
+    return page(request, "job.html", job=job, datasets=names, others=others, **parts)
 
 
 @router.get("/stream", name="page_job_stream")
@@ -80,7 +81,8 @@ def show_part(
     request: Request, unit: ReadUnit, found: AppServices, job_id: JobId, part: Annotated[Part, Path()]
 ) -> Response:
     """A part of the page, as it is now."""
-    return page(request, f"parts/job_{part}.html", **PARTS[part](unit, found, job_id))
+    job = read_job(unit, found.settings, unit.jobs.get(job_id))
+    return page(request, f"parts/job_{part}.html", job=job, **PARTS[part](unit, found, job))
 
 
 class Changed(Read):
@@ -116,40 +118,35 @@ async def _changes(found: Services, job_id: str) -> AsyncGenerator[bytes]:
                     yield format_sse_event(comment="heartbeat")
 
 
-def _status(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
-    job = read_job(unit, found.settings, unit.jobs.get(job_id))
-    return {"job": job, "steps": STEPS, "step": _step(job.status, job.phase)}
+def _status(_unit: UnitOfWork, _found: Services, job: JobRead) -> dict[str, Any]:
+    return {"steps": STEPS, "step": _step(job.status, job.phase)}
 
 
-def _try(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
-    return {"job": read_job(unit, found.settings, unit.jobs.get(job_id))}
+def _try(_unit: UnitOfWork, _found: Services, _job: JobRead) -> dict[str, Any]:
+    return {}
 
 
-def _results(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
-    evaluation = evaluation_read(job_id, get_evaluation(unit, job_id), [])
+def _results(unit: UnitOfWork, found: Services, job: JobRead) -> dict[str, Any]:
     return {
-        "job": read_job(unit, found.settings, unit.jobs.get(job_id)),
-        "evaluation": evaluation,
-        "samples": sample_list(job_id, list_samples(unit, found.storage, job_id)).data,
+        "evaluation": evaluation_read(job.id, get_evaluation(unit, job.id), []),
+        "samples": sample_list(job.id, list_samples(unit, found.storage, job.id)).data,
     }
 
 
-def _events(unit: UnitOfWork, _: Services, job_id: str) -> dict[str, Any]:
-    unit.jobs.get(job_id)
-    rows = unit.events.list(job_id, after=0, limit=EVENTS_SHOWN, descending=True)
+def _events(unit: UnitOfWork, _found: Services, job: JobRead) -> dict[str, Any]:
+    rows = unit.events.list(job.id, limit=EVENTS_SHOWN, descending=True)
     return {"events": [event_read(row) for row in rows]}
 
 
-def _checkpoints(unit: UnitOfWork, found: Services, job_id: str) -> dict[str, Any]:
-    job = unit.jobs.get(job_id)
+def _checkpoints(unit: UnitOfWork, _found: Services, job: JobRead) -> dict[str, Any]:
     return {
-        "job": read_job(unit, found.settings, job),
-        "checkpoints": [checkpoint_read(row) for row in unit.checkpoints.list(job_id)],
-        "attempts": [attempt_read(row, job.gpus) for row in unit.attempts.list(job_id)],
+        "checkpoints": [checkpoint_read(row) for row in unit.checkpoints.list(job.id)],
+        "attempts": [attempt_read(row, job.resources.gpus) for row in unit.attempts.list(job.id)],
     }
 
 
 PARTS = {"status": _status, "try": _try, "results": _results, "events": _events, "checkpoints": _checkpoints}
+"""What each part shows besides the job."""
 
 
 def _step(status: str, phase: str | None) -> str:

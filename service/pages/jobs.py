@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.deps import AppServices, ReadUnit
 from service.api.job_views import read_jobs
-from service.pages.rendering import PageRoute, page
+from service.pages.rendering import PageRoute, page_or_part
 from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.states import TERMINAL, JobState
 
@@ -42,9 +42,9 @@ def show_jobs(
     )
     jobs = read_jobs(unit, found.settings, rows)
     has_newer, has_older = (more, True) if before is not None else (after is not None, more)
-    return page(
+    return page_or_part(
         request,
-        "jobs.html" if "hx-request" not in request.headers else "parts/jobs.html",
+        "jobs",
         jobs=jobs,
         datasets=unit.datasets.names({job.dataset_id for job in jobs}),
         groups=list(GROUPS),

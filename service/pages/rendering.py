@@ -35,7 +35,6 @@ POLICY = (
     "form-action 'self'; frame-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"}
-PART_HEADER = "hx-request"
 LASTING = "public, max-age=31536000, immutable"
 
 
@@ -71,7 +70,7 @@ TEMPLATES.globals.update(static=static, version=VERSION)
 
 
 def page(request: Request, template: str, status: int = 200, **found: Any) -> HTMLResponse:
-    """A template, filled; of one that extends `base.html` only the part `part`, where a script asks for it."""
+    """A template, filled."""
     settings = request.app.state.services.settings
     access = request.scope["state"].get("access")
     context = {
@@ -81,6 +80,11 @@ def page(request: Request, template: str, status: int = 200, **found: Any) -> HT
         **found,
     }
     return HTMLResponse(TEMPLATES.get_template(template).render(context), status, HEADERS)
+
+
+def page_or_part(request: Request, name: str, **found: Any) -> HTMLResponse:
+    """The page `name.html`, or the part of it that changes, `parts/name.html`, where a script asks."""
+    return page(request, f"parts/{name}.html" if "hx-request" in request.headers else f"{name}.html", **found)
 
 
 def error_page(request: Request, status: int, title: str, detail: str) -> HTMLResponse:
@@ -116,5 +120,4 @@ class PageRoute(APIRoute):
 
 def nothing_here(request: Request) -> Response:
     """Any page that there is not."""
-    error = NotFoundError("")
-    return error_page(request, error.status, "There is no such page", f"Nothing is at {request.url.path}.")
+    return error_page(request, NotFoundError.status, "There is no such page", f"Nothing is at {request.url.path}.")

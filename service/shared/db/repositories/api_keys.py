@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import and_, or_, select, update
 
 from service.shared.db.models import ApiKey
 from service.shared.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from service.shared.clock import Clock
+
+
+def may_be_used(now: datetime) -> ColumnElement[bool]:
+    """Whether a key was neither revoked nor has expired."""
+    return and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
 
 
 class ApiKeyRepository:
@@ -38,8 +45,7 @@ class ApiKeyRepository:
             ApiKey.secret_sha256 == secret_sha256,
             (ApiKey.previous_sha256 == secret_sha256) & (ApiKey.previous_expires_at > now),
         )
-        alive = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
-        return self._session.scalars(select(ApiKey).where(secret, *alive)).one_or_none()
+        return self._session.scalars(select(ApiKey).where(secret, may_be_used(now))).one_or_none()
 
     def get(self, key_id: str, *, lock: bool = False) -> ApiKey:
         """The key, also one that was revoked.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, select
 
 from service.shared.db.models import ApiKey, PageSession
+from service.shared.db.repositories.api_keys import may_be_used
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -32,11 +33,10 @@ class PageSessionRepository:
     def find(self, secret_sha256: str) -> ApiKey | None:
         """The key of a session that has not ended, if it may still be used: not revoked, not expired."""
         now = self._clock.now()
-        alive = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
         query = (
             select(ApiKey)
             .join(PageSession, PageSession.key_id == ApiKey.id)
-            .where(PageSession.secret_sha256 == secret_sha256, PageSession.expires_at > now, *alive)
+            .where(PageSession.secret_sha256 == secret_sha256, PageSession.expires_at > now, may_be_used(now))
         )
         return self._session.scalars(query).one_or_none()
 
