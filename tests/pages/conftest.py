@@ -8,8 +8,6 @@ import pytest
 
 from service.shared.db.migrate import upgrade
 from service.shared.settings import Settings
-from service.usecases import access
-from service.usecases.access import EVERYTHING, Scope
 from tests.service.conftest import Api, empty, served
 
 if TYPE_CHECKING:
@@ -44,10 +42,3 @@ def site(served_open: Api) -> Api:
     """An application that asks nobody for a key, on SQLite, empty."""
     empty(served_open.settings)
     return served_open
-
-
-def make_key(api: Api, project: str | None, *scopes: Scope) -> str:
-    """The secret of a new key."""
-    wanted = scopes or (Scope.READ, Scope.WRITE)
-    with api.database.write() as unit:
-        return access.create_key(unit, EVERYTHING, name="k", project=project, scopes=wanted, lasts_s=None).secret

@@ -16,8 +16,7 @@ from service.pages import rendering
 from service.shared.states import Actor, DatasetState, JobState
 from service.usecases import access
 from service.usecases.access import EVERYTHING, Scope, sign_in
-from tests.pages.conftest import make_key
-from tests.service.conftest import Api, add_dataset, add_job, served
+from tests.service.conftest import Api, add_dataset, add_job, make_key, served
 from tests.stack import wait_until
 
 if TYPE_CHECKING:

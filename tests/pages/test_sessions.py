@@ -14,8 +14,7 @@ from service.api.authentication import SESSION_COOKIE
 from service.reconciler import Reconciler
 from service.shared.db.models import ApiKey, PageSession
 from service.usecases.access import SESSION_S, hash_of
-from tests.pages.conftest import make_key
-from tests.service.conftest import Api, add_job, assert_problem, served
+from tests.service.conftest import Api, add_job, assert_problem, make_key, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

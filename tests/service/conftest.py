@@ -24,6 +24,8 @@ from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
+from service.usecases import access
+from service.usecases.access import EVERYTHING, Scope
 from tests.servers import fresh_database, postgres_server_url, redis_url, s3  # noqa: F401
 from tests.stack import wait_until
 
@@ -275,3 +277,10 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
     assert problem["error"]["code"] == code
     assert problem["error"]["message"] == problem["detail"]
     return problem
+
+
+def make_key(api: Api, project: str | None, *scopes: Scope) -> str:
+    """The secret of a new key."""
+    wanted = scopes or (Scope.READ, Scope.WRITE)
+    with api.database.write() as unit:
+        return access.create_key(unit, EVERYTHING, name="k", project=project, scopes=wanted, lasts_s=None).secret

@@ -18,8 +18,9 @@ from service.shared.db.models import ApiKey, Base, OfProject
 from service.shared.settings import Settings
 from service.shared.states import DatasetState
 from service.usecases import access
-from service.usecases.access import EVERYTHING, Scope
+from service.usecases.access import Scope
 from tests.service.conftest import Api, add_dataset, add_job, assert_problem, empty, served
+from tests.service.conftest import make_key as key
 from tests.service.results import add_comparison, add_model, finish_comparison
 
 if TYPE_CHECKING:
@@ -44,13 +45,6 @@ def api(served_with_keys: Api) -> Api:
     """An application that asks for keys, on SQLite, empty; its client has none."""
     empty(served_with_keys.settings)
     return served_with_keys
-
-
-def key(api: Api, project: str | None, *scopes: Scope) -> str:
-    """The secret of a new key."""
-    wanted = scopes or (Scope.READ, Scope.WRITE)
-    with api.database.write() as unit:
-        return access.create_key(unit, EVERYTHING, name="k", project=project, scopes=wanted, lasts_s=None).secret
 
 
 @contextlib.contextmanager
