@@ -25,6 +25,9 @@ pytestmark = [
     pytest.mark.timeout(900),  # they train, on machines that do other things as well
 ]
 
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -36,6 +39,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A page on which nothing may go wrong: neither a script nor what it loads nor the policy of the site."""
     context = browser.new_context(accept_downloads=True)
+    context.set_default_timeout(PATIENCE_MS)
     found = context.new_page()
     wrong: list[str] = []
     found.on("pageerror", lambda error: wrong.append(str(error)))
@@ -59,6 +63,9 @@ def test_from_nothing_to_an_adapter_in_three_clicks(page: Page, tmp_path: Path) 
         page.wait_for_url("**/ui/jobs/job_*")
         expect(page.locator("#status .state.running")).to_be_visible(timeout=60_000)
         expect(page.locator(".curve canvas").first).to_be_visible(timeout=120_000)
+        server = service.child("api")
+        assert server is not None
+        server.kill()  # another is started in its place, and the page finds it by itself
         expect(page.locator("#log")).to_contain_text("modules adapted", timeout=120_000)
         port = int(service.url.rpartition(":")[2])
         before = page.locator("#events li").count()

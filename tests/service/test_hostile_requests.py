@@ -234,7 +234,7 @@ def test_methods_and_paths_that_do_not_exist(api: Api) -> None:
     assert response.headers["allow"] == "GET, POST"
     assert api.client.request("PATCH", "/datasets/x").headers["allow"] == "GET, DELETE"
     assert api.client.put("/v1/checkpoints/a/files/b").headers["allow"] == "GET, HEAD"
-    for path in ("/nope", "/v1/jobs/", "/v2/jobs", "//", "/v1/checkpoints/a/files/b/c"):
+    for path in ("/nope", "/v1/jobs/", "/v2/jobs", "/v1//jobs", "/v1/checkpoints/a/files/b/c"):
         assert_problem(api.client.get(path), 404, "not_found")
 
 
