@@ -292,7 +292,8 @@ class EvaluationConfig(Section):
     max_images: int | None = Field(None, ge=1, lt=2**31)
     """Validate on the first so many images (by id); None: all."""
     sample_images: int = Field(8, ge=0, le=64)
-    """Validation images shown in the report and as samples, those with most mistakes first."""
+    """Validation images shown in the report and as samples, those with most mistakes first. Up to six more, always the
+    same, are shown as they were seen after each epoch (of many epochs, after some twenty)."""
     absent_prompts: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=list(ABSENT_PROMPTS), max_length=100
     )

@@ -15,12 +15,13 @@ import structlog
 from sam3_lora.errors import CheckpointError
 from service.shared.db.repositories.events import NewEvent
 from service.shared.errors import NotFoundError
+from service.shared.sample_files import EPOCHS_PLACE, INDEX, epochs_drawn, samples_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sam3_lora.events import Event
-    from service.shared.db.models import Artifact, Job
+    from service.shared.db.models import Artifact, Checkpoint, Job
     from service.shared.storage import Storage, StoredFile
     from service.shared.unit_of_work import Database
     from worker.lease import Lease
@@ -70,17 +71,19 @@ class ArtifactPublisher:
                 shutil.rmtree(run_dir / place, ignore_errors=True)
                 log.warning("artifact_damaged", place=place)
 
-    def adopt(self, job_id: str, folder: Path, *, last_step: int) -> None:
-        """Take over what another job evaluated up to where this one goes on: files, and the events about it."""
-        for place in NEEDED_TO_GO_ON:
+    def adopt(self, newest: Checkpoint, folder: Path) -> None:
+        """Take over what another job evaluated up to the checkpoint that this one goes on from: files and events."""
+        with self._database.read() as unit:
+            drawn = epochs_drawn(unit.artifacts.list(newest.job_id, EPOCHS_PLACE, INDEX))
+        for place in (*NEEDED_TO_GO_ON, *(samples_place(epoch) for epoch in drawn if epoch <= newest.epoch)):
             with self._database.read() as unit:
-                files = unit.artifacts.list(job_id, place)
+                files = unit.artifacts.list(newest.job_id, place)
             if not files or not all(self._fetch(file, folder / file.name) for file in files):
                 continue
             prefix = f"jobs/{self._job_id}/e{self._epoch}/artifact-{secrets.token_hex(4)}"
             copies = {file.name: self._put(f"{prefix}/{Path(file.name).name}", folder / file.name) for file in files}
             self._storage.discard(self._lease.insist(partial(self._announce, place, copies)))
-        self._lease.insist(lambda: self._adopt_events(job_id, last_step))
+        self._lease.insist(lambda: self._adopt_events(newest.job_id, newest.step))
 
     def _adopt_events(self, job_id: str, last_step: int) -> None:
         with self._database.write() as unit:

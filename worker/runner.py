@@ -200,7 +200,7 @@ class TrainingRunner(Runner["Job"]):
             observer(Event(EventType.MESSAGE, message, level=Level.WARNING))
             return None
         # First: a checkpoint says that all was taken over.
-        artifacts.adopt(job.resumes_from, folder / "evaluated", last_step=adopted[0].step)
+        artifacts.adopt(adopted[0], folder / "evaluated")
         publisher.adopt(*adopted)
         return adopted[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ import numpy as np
 from sam3_lora.evaluation.matching import match
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pycocotools.cocoeval import COCOeval
 
 FILES = ("truth", "predictions", "evaluation")
@@ -31,6 +33,12 @@ class EvaluatedModel:
 
     def metric(self, name: str) -> float | None:
         return number(self.evaluation["metrics"].get(name))
+
+    def only(self, images: Collection[int]) -> EvaluatedModel:
+        """The same on these images alone, by their ids. Its metrics stay those of all."""
+        own = [entry for entry in self.truth["annotations"] if entry["image_id"] in images]
+        truth = {**self.truth, "images": [i for i in self.truth["images"] if i["id"] in images], "annotations": own}
+        return replace(self, truth=truth, predictions=[p for p in self.predictions if p["image_id"] in images])
 
     @cached_property
     def matches(self) -> COCOeval:

@@ -33,13 +33,18 @@ def worst_images(
     models: Mapping[str, EvaluatedModel], folder: Path, limit: int, transparent_color: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The images with most mistakes of the tuned model first; of equal ones, those with the surest false alarm."""
-    tuned = models["tuned"]
-    missed, false_alarms = tuned.mistakes
+    records = worst_first(models["tuned"])[: max(0, limit)]
+    return [image_row(models, record, folder, transparent_color) for record in records]
+
+
+def worst_first(model: EvaluatedModel) -> list[dict[str, Any]]:
+    """The images by this model's mistakes."""
+    missed, false_alarms = model.mistakes
     mistakes: Counter[int] = Counter()
     surest: dict[int, float] = {}
-    for annotation in tuned.truth["annotations"]:
+    for annotation in model.truth["annotations"]:
         mistakes[annotation["image_id"]] += annotation["id"] in missed
-    for number, entry in enumerate(tuned.predictions, start=1):
+    for number, entry in enumerate(model.predictions, start=1):
         if number in false_alarms:
             mistakes[entry["image_id"]] += 1
             surest[entry["image_id"]] = max(surest.get(entry["image_id"], 0.0), entry["score"])
@@ -47,13 +52,13 @@ def worst_images(
     def badness(image: Mapping[str, Any]) -> tuple[float, ...]:
         return -mistakes[image["id"]], -surest.get(image["id"], 0.0), image["id"]
 
-    records = sorted(tuned.truth["images"], key=badness)
-    return [_image_row(models, record, folder, transparent_color) for record in records[: max(0, limit)]]
+    return sorted(model.truth["images"], key=badness)
 
 
-def _image_row(
+def image_row(
     models: Mapping[str, EvaluatedModel], record: Mapping[str, Any], folder: Path, transparent_color: Sequence[int]
 ) -> dict[str, Any]:
+    """One image: its figures, what is in it, and the picture of each panel (None where it cannot be read)."""
     names = {category["id"]: str(category["name"]) for category in models["tuned"].truth["categories"]}
     tuned = models["tuned"]
     objects = [a for a in tuned.truth["annotations"] if a["image_id"] == record["id"]]

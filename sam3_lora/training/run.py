@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import shutil
 import sys
@@ -25,6 +26,7 @@ from sam3_lora import distributed
 from sam3_lora.config import RunConfig
 from sam3_lora.errors import DivergedError, NothingTrainedError, Sam3LoraError
 from sam3_lora.evaluation.coco_metrics import Evaluation, evaluate
+from sam3_lora.evaluation.followed import FollowedImages
 from sam3_lora.evaluation.predict import Predictor
 from sam3_lora.events import EventType, Level, Phase, Reporter
 from sam3_lora.lora.adapter import load_weights
@@ -62,7 +64,8 @@ class Stop(StrEnum):
     INTERRUPT = "interrupt"  # save what `--resume` needs and leave at once
 
 
-REPORT_FILE, PAGE_FILE, SAMPLES = "report.json", "report.html", "samples"
+REPORT_FILE, PAGE_FILE, SAMPLES, EPOCH_SAMPLES = "report.json", "report.html", "samples", "epoch_samples"
+FOLLOWED_IMAGES, DRAWN_EPOCHS = 6, 20  # at most: a picture takes 30 kB, and an image has four
 ABSENT_WORDS = "absent_words.json"
 LATEST, TUNED, REPLACED = ".latest", "tuned", ".replaced"  # exports: of the last validation, the best, the one before
 NO_BFLOAT16 = "this {} has no instructions for bfloat16, which would be many times slower: training in float32"
@@ -129,6 +132,7 @@ class _Run:
         self.progress = Progress()
         self.finishing = False
         self.data: Data
+        self.followed: FollowedImages
         self.batches: Batches
         self.adapted: Adapted
         self.encoders: Encoders
@@ -142,8 +146,16 @@ class _Run:
         if self.world.leads:
             self.checkpoints.mkdir(exist_ok=True)
             checkpoint.recover(self.checkpoints)
+            if resume is None:
+                shutil.rmtree(self.folder / EPOCH_SAMPLES, ignore_errors=True)  # of a run that was here before
         resolution = choose_resolution(self.config.model, self.config.dataset.resolution)
         self.data = prepare_data(self.config, resolution)
+        self.followed = FollowedImages(
+            self.data.validation_folder,
+            base=self.evaluations / "base",
+            limit=min(self.config.evaluation.sample_images, FOLLOWED_IMAGES),
+            transparent_color=self.config.dataset.transparent_color,
+        )
         self.reports.phase(Phase.LOADING_MODEL)
         self.adapted = prepare_model(self.config, resolution, self.data.concepts, self.world.local_rank)
         if self.config.training.use_amp and self.adapted.amp_dtype is None:
@@ -333,6 +345,7 @@ class _Run:
         value: float | None = None
         if self.data.validation is not None and (last or number % self.config.evaluation.every_epochs == 0):
             evaluation = self._evaluate("val")
+            self._draw_followed(number, last=last)
             value = evaluation.metrics[self.config.evaluation.metric]
             self._keep_if_best(value, evaluation)
         elif self.data.validation is None and last:
@@ -381,6 +394,20 @@ class _Run:
         if name == "base":
             self._tell_complete(self.evaluations / "base")
         return evaluation
+
+    def _draw_followed(self, epoch: int, *, last: bool) -> None:
+        """Draw what the model finds now in the followed images, for people. Training goes on without it."""
+        settings = self.config.evaluation
+        validations = math.ceil(self.config.training.max_epochs / settings.every_epochs)
+        is_turn = last or epoch // settings.every_epochs % math.ceil(validations / DRAWN_EPOCHS) == 0
+        if not (self.world.leads and is_turn and settings.sample_images):
+            return
+        try:
+            output = self.folder / EPOCH_SAMPLES / str(epoch)
+            self.followed.draw(self.evaluations / LATEST, output)
+            self._tell_complete(output)
+        except (OSError, ValueError, KeyError) as error:
+            self.reports.message(f"no samples of epoch {epoch}: {error}", Level.WARNING)
 
     def _keep_if_best(self, value: float | None, evaluation: Evaluation | None) -> None:
         best = self.progress.best

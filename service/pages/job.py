@@ -16,12 +16,12 @@ from service.api.schemas.checkpoints import checkpoint_read
 from service.api.schemas.evaluation import evaluation_read
 from service.api.schemas.events import event_read
 from service.api.schemas.lists import Read
-from service.api.schemas.samples import sample_list
+from service.api.schemas.samples import sample_reads
 from service.pages.rendering import PageRoute, page
 from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.errors import NotFoundError
 from service.usecases.evaluation import get_evaluation
-from service.usecases.samples import list_samples
+from service.usecases.samples import epochs_with_samples, list_samples
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -50,7 +50,7 @@ _STEP_OF_PHASE = {
     "saving_checkpoint": "training",
     "finalizing": "finalizing",
 }
-Part = Literal["status", "try", "results", "events", "checkpoints"]
+Part = Literal["status", "try", "learning", "results", "events", "checkpoints"]
 
 
 @router.get("", name="page_job")
@@ -74,6 +74,15 @@ async def stream_changes(found: AppServices, job_id: JobId) -> Response:
     found.broadcaster.check_room()
     await found.watch.look(job_id, found.database.project)
     return sse.EventStream(_changes(found, job_id), found.settings.stream_stall_timeout_s)
+
+
+@router.get("/learning", name="page_job_learning")
+def show_learning(
+    request: Request, unit: ReadUnit, found: AppServices, job_id: JobId, epoch: int | None = None
+) -> Response:
+    """How the model came to see: what it found after an epoch, else after the latest."""
+    job = read_job(unit, found.settings, unit.jobs.get(job_id))
+    return page(request, "parts/job_learning.html", job=job, **_learning(unit, found, job, epoch))
 
 
 @router.get("/{part}", name="page_job_part")
@@ -126,10 +135,17 @@ def _try(_unit: UnitOfWork, _found: Services, _job: JobRead) -> dict[str, Any]:
     return {}
 
 
+def _learning(unit: UnitOfWork, found: Services, job: JobRead, epoch: int | None = None) -> dict[str, Any]:
+    epochs = epochs_with_samples(unit, job.id)
+    shown = epoch if epoch in epochs else max(epochs, default=None)
+    samples = [] if shown is None else sample_reads(job.id, list_samples(unit, found.storage, job.id, shown))
+    return {"epochs": epochs, "epoch": shown, "followed": samples}
+
+
 def _results(unit: UnitOfWork, found: Services, job: JobRead) -> dict[str, Any]:
     return {
         "evaluation": evaluation_read(job.id, get_evaluation(unit, job.id), []),
-        "samples": sample_list(job.id, list_samples(unit, found.storage, job.id)).data,
+        "samples": sample_reads(job.id, list_samples(unit, found.storage, job.id)),
     }
 
 
@@ -145,7 +161,14 @@ def _checkpoints(unit: UnitOfWork, _found: Services, job: JobRead) -> dict[str, 
     }
 
 
-PARTS = {"status": _status, "try": _try, "results": _results, "events": _events, "checkpoints": _checkpoints}
+PARTS = {
+    "status": _status,
+    "try": _try,
+    "learning": _learning,
+    "results": _results,
+    "events": _events,
+    "checkpoints": _checkpoints,
+}
 """What each part shows besides the job."""
 
 

@@ -110,6 +110,9 @@ def test_evaluation_report_and_samples_are_there(client: Client, jobs: list[dict
         picture = Image.open(io.BytesIO(client.http.get(panel["url"]).content))
         assert (picture.format, *picture.size) == ("JPEG", panel["width"], panel["height"])
     assert list(samples[0]["panels"]) == ["image", "truth", "base", "tuned"]
+    first = client.http.get(f"{job['urls']['samples']}?epoch=1").json()
+    assert first["epochs"] == [1, 2]
+    assert client.http.get(first["data"][0]["panels"]["tuned"]["url"]).content[:2] == b"\xff\xd8"
     assert client.http.get(short["urls"]["evaluation"]).json()["base"] is None
     assert any("absent_FPR" in note for note in client.http.get(short["urls"]["evaluation"]).json()["notes"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from service.shared.states import Actor, DatasetState, JobState
 from service.usecases import access
 from service.usecases.access import EVERYTHING, Scope, sign_in
 from tests.service.conftest import Api, add_dataset, add_job, make_key, served
+from tests.service.results import publish
 from tests.stack import wait_until
 
 if TYPE_CHECKING:
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 RESOLVED = {"config": JobConfig().model_dump(mode="json")}
 HOSTILE = "<img src=x onerror=alert(1)>'\"&{{ 1234 * 1001 }}"
+
+PANELS = {f"0-{panel}_jpg": panel for panel in ("image", "truth", "base", "tuned")}
+SAMPLE = {
+    "file_name": HOSTILE, "objects": 2, "missed": {"base": 2, "tuned": 1}, "false_alarms": {"base": 0, "tuned": 1},
+    "categories": [], "instances": {"tuned": [{"category": HOSTILE, "score": 0.7}]}, "unreadable": "",
+    "panels": {file[2:-4]: {"file": file.replace("_", "."), "width": 48, "height": 32} for file in PANELS},
+}  # fmt: skip
 
 
 class Seen(HTMLParser):
@@ -79,6 +88,11 @@ def addresses(api: Api, project: str = "default") -> Iterator[str]:
     with api.database.write() as unit:
         held = unit.jobs.claim("worker-1", HOSTILE)
         assert held is not None
+    for place in ("samples", "epoch_samples/1", "epoch_samples/3"):
+        publish(
+            api.database, api.storage, held, api.settings.data_dir, place, index_json=json.dumps([SAMPLE]), **PANELS
+        )
+    with api.database.write() as unit:
         error = {"code": "internal", "message": HOSTILE, "hint": HOSTILE, "retryable": False}
         unit.attempts.finish(job, held.epoch, JobState.FAILED, reason=HOSTILE, error=error)
     with api.database.write() as unit:
@@ -88,7 +102,8 @@ def addresses(api: Api, project: str = "default") -> Iterator[str]:
     yield from ("/ui", "/ui/jobs", "/ui/jobs?group=failed", "/ui/datasets", "/ui/workers", "/ui/sign-in", "/ui/access")
     yield from ("/ui/new-job", f"/ui/new-job?dataset={dataset}", f"/ui/compare?first={job}&second={other}")
     yield from (f"/ui/jobs/{job}", f"/ui/datasets/{dataset}")
-    yield from (f"/ui/jobs/{job}/{part}" for part in ("status", "try", "results", "events", "checkpoints"))
+    yield from (f"/ui/jobs/{job}/{part}" for part in ("status", "try", "learning", "results", "events", "checkpoints"))
+    yield f"/ui/jobs/{job}/learning?epoch=1"
 
 
 def test_every_page_is_whole_and_holds_nothing_that_could_run(site: Api) -> None:
@@ -124,6 +139,14 @@ def test_the_first_page_is_light(site: Api) -> None:
     loaded = [each for each in read(answer).addresses if each.startswith("/ui/static/")]
     total = len(answer.content) + sum(len(site.client.get(each).content) for each in set(loaded))
     assert total < 200_000
+
+
+def test_how_it_learned_is_shown_after_the_latest_epoch_or_the_one_chosen(site: Api) -> None:
+    part = next(each for each in addresses(site) if each.endswith("/learning"))
+    latest, first, none = (site.client.get(f"{part}{query}").text for query in ("", "?epoch=1", "?epoch=2"))
+    assert "tuned?epoch=3" in latest == none
+    assert "tuned?epoch=1" in first
+    assert site.client.get(f"{part}?epoch=x").status_code == 422
 
 
 def test_the_form_offers_everything_that_a_configuration_may_set(site: Api) -> None:

@@ -34,7 +34,8 @@ def test_nothing_yet_is_an_answer(api: Api) -> None:
     found = evaluation(api, job_id)
     assert (found["status"], found["base"], found["tuned"]) == ("pending", None, None)
     assert (found["metrics"], found["history"], found["files"], found["notes"]) == ([], [], [], [])
-    assert api.client.get(f"/v1/jobs/{job_id}/samples").json() == {"object": "list", "data": [], "created_at": None}
+    nothing = {"object": "list", "data": [], "created_at": None, "epoch": None, "epochs": []}
+    assert api.client.get(f"/v1/jobs/{job_id}/samples").json() == nothing
     assert_problem(api.client.get(f"/v1/jobs/{job_id}/report"), 404, "not_found")
     for path in ("evaluation", "report", "samples", "samples/0/truth", "evaluation/base/truth.json"):
         assert_problem(api.client.get(f"/v1/jobs/job_none/{path}"), 404, "not_found")
@@ -124,21 +125,26 @@ def test_the_report_is_a_page_that_may_do_nothing_but_be_seen(api: Api, job: Job
     assert_problem(api.client.get(f"/v1/jobs/{job.id}/report?format=pdf"), 422, "invalid_request")
 
 
-def test_samples_are_listed_worst_first_with_a_picture_for_each_panel(api: Api, job: Job, tmp_path: Path) -> None:
+def drawn(false_alarms: int = 3) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One image as a run draws it: its rows of the index, and its files."""
     panels = {name: {"file": f"0-{name}.jpg", "width": 48, "height": 32} for name in ("image", "truth", "tuned")}
     row = {
         "file_name": "a.png",
         "objects": 2,
         "missed": {"tuned": 1},
-        "false_alarms": {"tuned": 3},
+        "false_alarms": {"tuned": false_alarms},
         "categories": [],
         "instances": {"truth": [{"category": "bolt", "score": None}], "tuned": [{"category": "bolt", "score": 0.7}]},
         "unreadable": "",
         "panels": panels,
     }
-    unreadable = {**row, "file_name": "b.png", "panels": {}, "unreadable": "damaged"}
-    files = {panel["file"].replace(".", "_"): f"jpeg of {name}" for name, panel in panels.items()}
-    index = json.dumps([row, unreadable])
+    return [row], {panel["file"].replace(".", "_"): f"jpeg of {name}" for name, panel in panels.items()}
+
+
+def test_samples_are_listed_worst_first_with_a_picture_for_each_panel(api: Api, job: Job, tmp_path: Path) -> None:
+    rows, files = drawn()
+    unreadable = {**rows[0], "file_name": "b.png", "panels": {}, "unreadable": "damaged"}
+    index = json.dumps([*rows, unreadable])
     publish(api.database, api.storage, job, tmp_path, "samples", index_json=index, **files)
     first, second = api.client.get(f"/v1/jobs/{job.id}/samples").json()["data"]
     assert (first["position"], first["file_name"], first["mistakes"]) == (
@@ -161,3 +167,23 @@ def test_samples_are_listed_worst_first_with_a_picture_for_each_panel(api: Api, 
     (key,) = (key for key in api.storage.list("jobs") if key.endswith("index.json"))
     (api.settings.storage_dir / key).write_text("[" + " " * (len(index) - 2) + "]")
     assert_problem(api.client.get(f"/v1/jobs/{job.id}/samples"), 503, "storage_unavailable")
+
+
+def test_samples_of_an_epoch_stand_beside_those_of_the_end(api: Api, job: Job, tmp_path: Path) -> None:
+    samples = f"/v1/jobs/{job.id}/samples"
+    for epoch in (2, 10):
+        rows, files = drawn(false_alarms=epoch)
+        place = f"epoch_samples/{epoch}"
+        publish(api.database, api.storage, job, tmp_path, place, index_json=json.dumps(rows), **files)
+    found = api.client.get(samples).json()
+    assert (found["data"], found["epoch"], found["epochs"]) == ([], None, [2, 10])
+    found = api.client.get(f"{samples}?epoch=10").json()
+    assert (found["epoch"], found["epochs"]) == (10, [2, 10])
+    assert [row["mistakes"]["tuned"]["false_alarms"] for row in found["data"]] == [10]
+    picture = api.client.get(found["data"][0]["panels"]["tuned"]["url"])
+    assert (picture.status_code, picture.content) == (200, b"jpeg of tuned")
+    assert "epoch-10-0-tuned.jpg" in picture.headers["content-disposition"]
+    for missing in (f"{samples}?epoch=3", f"{samples}/0/tuned?epoch=3", f"{samples}/0/tuned"):
+        assert_problem(api.client.get(missing), 404, "not_found")
+    for bad in ("0", "-1", str(2**63), "x", "1/../2"):
+        assert_problem(api.client.get(samples, params={"epoch": bad}), 422, "invalid_request")

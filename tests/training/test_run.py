@@ -19,8 +19,8 @@ from sam3_lora.errors import (
     OutOfMemoryError,
     StorageFullError,
 )
-from sam3_lora.events import Event, EventType
-from sam3_lora.training import setup
+from sam3_lora.events import Event, EventType, Level
+from sam3_lora.training import run, setup
 from sam3_lora.training.run import InterruptedRunError, Stop, train
 from sam3_lora.training.step import Stepper
 
@@ -69,9 +69,12 @@ def test_run_writes_what_it_promises(make_config):
     page = (folder / "report.html").read_text()
     assert "giraffe" in page
     assert (folder / "samples" / "index.json").exists()
+    followed = [json.loads((folder / "epoch_samples" / n / "index.json").read_text()) for n in ("1", "2")]
+    assert [row["file_name"] for row in followed[0]] == [row["file_name"] for row in followed[1]]
+    assert list(followed[0][0]["panels"]) == ["image", "truth", "base", "tuned"]
     complete = [event.data["place"] for event in events.of(EventType.ARTIFACT)]
     assert complete[0] == "evaluation/base"
-    assert "evaluation/tuned" in complete[1:-3]
+    assert {"evaluation/tuned", "epoch_samples/1", "epoch_samples/2"} == set(complete[1:-3])
     assert complete[-3:] == ["report.json", "report.html", "samples"]
     assert json.loads((folder / "report.json").read_text())["steps"] == 6
     resolved = json.loads((folder / "config.resolved.json").read_text())
@@ -88,6 +91,25 @@ def test_run_writes_what_it_promises(make_config):
     kinds = [(e.data["kind"], e.data["folder"]) for e in events.of(EventType.CHECKPOINT)]
     assert ("best", "checkpoints/best") in kinds
     assert ("epoch", "checkpoints/epoch_2") in kinds
+
+
+def test_of_a_long_run_some_epochs_are_drawn_and_none_of_the_run_that_was_here_before(make_config, monkeypatch):
+    monkeypatch.setattr(run, "DRAWN_EPOCHS", 2)
+    config = make_config(training={"max_epochs": 5, "max_steps": 13}, evaluation={"baseline": False})
+    old = config.output.dir / "epoch_samples" / "4"
+    old.mkdir(parents=True)
+    train(config)
+    assert {path.name for path in old.parent.iterdir()} == {"3", "5"}  # every third, and the last
+
+
+def test_training_goes_on_where_its_samples_cannot_be_drawn(make_config):
+    events = Recorder()
+    config = make_config(training={"max_epochs": 1})
+    config.output.dir.mkdir(parents=True)
+    (config.output.dir / "epoch_samples").write_text("in the way")
+    assert train(config, reporter=events).best["value"] is not None
+    warnings = [event.message for event in events.of(EventType.MESSAGE) if event.level is Level.WARNING]
+    assert any(text.startswith("no samples of epoch 1: ") for text in warnings)
 
 
 def test_training_lowers_the_loss(make_config):

@@ -289,6 +289,11 @@ for model, value in (("base", 0.1), ("tuned", 0.5)):
     (run / "evaluation" / model).mkdir(parents=True)
     (run / "evaluation" / model / "evaluation.json").write_text(model)
     say("artifact", place=f"evaluation/{model}")
+for e in (1, 2, 3):
+    drawn = run / "epoch_samples" / str(e)
+    drawn.mkdir(parents=True)
+    (drawn / "index.json").write_text("[]")
+    say("artifact", place=f"epoch_samples/{e}")
 for e in (1, 2): checkpoint('epoch', e)
 checkpoint('best', 1, 0.5)
 say("evaluation", model="tuned", epoch=3, step=30, metrics={"segm_mAP": 0.7})  # it ends before it is saved
@@ -323,6 +328,9 @@ say('error', 'odd', code='internal'); sys.exit(10)
         assert {file.name for file in unit.artifacts.list(job.id, "evaluation/base")} == {
             "evaluation/base/evaluation.json"
         }
+        # Of the epochs until the checkpoint, not of the one after, which is trained again.
+        drawn = {file.name for file in unit.artifacts.list(job.id, "epoch_samples")}
+        assert drawn == {"epoch_samples/1/index.json", "epoch_samples/2/index.json"}
 
 
 def test_a_retry_without_an_intact_checkpoint_begins_anew_and_says_so(rig: Rig) -> None:

@@ -40,7 +40,7 @@ class MistakesRead(Read):
 
 class SampleRead(Read):
     position: int
-    """0 is the image with most mistakes of the tuned model."""
+    """0 is the image with most mistakes of the tuned model; of an epoch's samples, of the base."""
     file_name: str
     """As the dataset has it."""
     objects: int
@@ -55,18 +55,26 @@ class SampleList(Read):
     object: Literal["list"] = "list"
     """Always `list`."""
     data: list[SampleRead]
-    """Worst first; empty until the job has succeeded."""
+    """Worst first; of the end of the job, empty until it has succeeded."""
     created_at: datetime | None
     """Null while there are none."""
+    epoch: int | None
+    """What was asked for; null for the end of the job."""
+    epochs: list[int]
+    """Of which there are samples: of every validation, in a long training of some twenty."""
 
 
-def sample_list(job_id: str, found: Samples) -> SampleList:
+def sample_list(job_id: str, found: Samples, epochs: list[int]) -> SampleList:
     created_at = next((file.created_at for file in found.files.values()), None)
-    rows = [_sample(job_id, position, row, found) for position, row in enumerate(found.rows)]
-    return SampleList(data=rows, created_at=created_at)
+    return SampleList(data=sample_reads(job_id, found), created_at=created_at, epoch=found.epoch, epochs=epochs)
+
+
+def sample_reads(job_id: str, found: Samples) -> list[SampleRead]:
+    return [_sample(job_id, position, row, found) for position, row in enumerate(found.rows)]
 
 
 def _sample(job_id: str, position: int, row: dict[str, Any], found: Samples) -> SampleRead:
+    query = "" if found.epoch is None else f"?epoch={found.epoch}"
     return SampleRead(
         position=position,
         file_name=row["file_name"],
@@ -77,7 +85,7 @@ def _sample(job_id: str, position: int, row: dict[str, Any], found: Samples) -> 
         },
         panels={
             name: PanelRead(
-                url=f"/v1/jobs/{job_id}/samples/{position}/{name}",
+                url=f"/v1/jobs/{job_id}/samples/{position}/{name}{query}",
                 width=panel["width"],
                 height=panel["height"],
                 sha256=found.files[panel["file"]].sha256,

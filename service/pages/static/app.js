@@ -159,6 +159,7 @@
         target.shown = xhr.responseText;
         const box = target.querySelector(".events, .scroll");
         target.scrolled = box ? box.scrollTop : 0;
+        target.focused = target.contains(document.activeElement) ? document.activeElement.id : "";
       }
     });
     document.body.addEventListener("htmx:afterSwap", (event) => {
@@ -166,6 +167,7 @@
       openToKeys(event.detail.target);
       const box = event.detail.target.querySelector(".events, .scroll");
       if (box) box.scrollTop = event.detail.target.scrolled;
+      if (event.detail.target.focused) document.getElementById(event.detail.target.focused)?.focus();
     });
     const { stream } = document.getElementById("main").dataset;
     if (stream) follow(stream);

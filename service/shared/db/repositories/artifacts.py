@@ -70,10 +70,16 @@ class ArtifactRepository:
             raise NotFoundError(f"Job {job_id!r} has no {name!r}; it may not have come so far.")
         return artifact
 
-    def list(self, job_id: str, place: str) -> Sequence[Artifact]:
-        """The files below a folder, by name."""
+    def list(self, job_id: str, place: str, called: str = "") -> Sequence[Artifact]:
+        """The files below a folder, by name.
+
+        Args:
+            called: only those with this name, in whatever folder below it.
+        """
         below = Artifact.name.startswith(f"{place}/", autoescape=True)
         query = select(Artifact).where(Artifact.job_id == job_id, below).order_by(Artifact.name)
+        if called:
+            query = query.where(Artifact.name.endswith(f"/{called}", autoescape=True))
         return self._session.scalars(query).all()
 
     def known_keys(self, keys: Sequence[str]) -> set[str]:
