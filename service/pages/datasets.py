@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from service.api.deps import AppServices, ReadUnit
 from service.api.job_views import read_jobs
 from service.api.schemas.datasets import dataset_preview, dataset_read, dataset_validation
+from service.pages.paging import SHOWN, Cursor, ways
 from service.pages.rendering import PageRoute, page_or_part
 from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.states import DatasetState
@@ -17,11 +18,9 @@ from service.usecases.recipes import find_recipe
 
 router = APIRouter(prefix="/ui/datasets", route_class=PageRoute, include_in_schema=False)
 
-SHOWN = 25
 PICTURES_SHOWN = 24
 JOBS_SHOWN = 10
 DatasetId = Annotated[str, Path(max_length=64)]
-Cursor = Annotated[str | None, Query(max_length=64)]
 
 
 @router.get("", name="page_datasets")
@@ -30,15 +29,13 @@ def show_datasets(
 ) -> Response:
     """Datasets, newest first."""
     rows, more = unit.datasets.list(limit=SHOWN, after=after, before=before)
-    has_newer, has_older = (more, True) if before is not None else (after is not None, more)
     return page_or_part(
         request,
         "datasets",
         datasets=[dataset_read(row) for row in rows],
-        newer=rows[0].id if rows and has_newer else None,
-        older=rows[-1].id if rows and has_older else None,
         max_bytes=found.settings.max_upload_bytes,
         query=request.url.query,
+        **ways(rows, more=more, after=after, before=before),
     )
 
 

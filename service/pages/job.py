@@ -24,7 +24,7 @@ from service.usecases.evaluation import get_evaluation
 from service.usecases.samples import epochs_with_samples, list_samples
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from service.api.schemas.jobs import JobRead
     from service.shared.unit_of_work import UnitOfWork
@@ -161,7 +161,7 @@ def _checkpoints(unit: UnitOfWork, _found: Services, job: JobRead) -> dict[str, 
     }
 
 
-PARTS = {
+PARTS: dict[str, Callable[[UnitOfWork, Services, JobRead], dict[str, Any]]] = {
     "status": _status,
     "try": _try,
     "learning": _learning,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service.api.deps import AppServices, ReadUnit
 from service.api.job_views import read_jobs
+from service.pages.paging import SHOWN, Cursor, ways
 from service.pages.rendering import PageRoute, page_or_part
 from service.shared.db.repositories.job_filters import JobFilter
 from service.shared.states import TERMINAL, JobState
 
 router = APIRouter(prefix="/ui", route_class=PageRoute, include_in_schema=False)
 
-SHOWN = 25
 GROUPS: dict[str, frozenset[JobState]] = {
     "all": frozenset(),
     "active": frozenset(JobState) - TERMINAL,
@@ -22,7 +20,6 @@ GROUPS: dict[str, frozenset[JobState]] = {
     "failed": frozenset({JobState.FAILED}),
     "cancelled": frozenset({JobState.CANCELLED}),
 }
-Cursor = Annotated[str | None, Query(max_length=64)]
 
 
 @router.get("", name="page_start")
@@ -41,7 +38,6 @@ def show_jobs(
         limit=SHOWN, after=after, before=before, matching=JobFilter(states=sorted(GROUPS[chosen]))
     )
     jobs = read_jobs(unit, found.settings, rows)
-    has_newer, has_older = (more, True) if before is not None else (after is not None, more)
     return page_or_part(
         request,
         "jobs",
@@ -49,8 +45,7 @@ def show_jobs(
         datasets=unit.datasets.names({job.dataset_id for job in jobs}),
         groups=list(GROUPS),
         group=chosen,
-        newer=jobs[0].id if jobs and has_newer else None,
-        older=jobs[-1].id if jobs and has_older else None,
         is_empty=not jobs and chosen == "all" and after is None and before is None,
         query=request.url.query,
+        **ways(rows, more=more, after=after, before=before),
     )

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.pages import access, compare, datasets, job, jobs, new_job, sessions, workers
+from service.pages import (
+    access,
+    compare,
+    comparisons,
+    datasets,
+    job,
+    jobs,
+    models,
+    new_job,
+    sessions,
+    sweeps,
+    workers,
+)
 from service.pages.rendering import STATIC_URL, Files, nothing_here
 
 if TYPE_CHECKING:
@@ -16,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_pages(app: FastAPI) -> None:
     """Serve the pages at /ui, and lead there from /."""
-    for each in (sessions, jobs, new_job, job, compare, datasets, workers, access):
+    for each in (sessions, jobs, new_job, job, compare, sweeps, datasets, models, comparisons, workers, access):
         app.include_router(each.router)
     app.mount(STATIC_URL, Files(), name="static")
     app.add_api_route("/", _start, include_in_schema=False, name="page_root")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -14,11 +16,13 @@ from sqlalchemy import event
 from sam3_lora.config import JobConfig
 from service.api.authentication import SESSION_COOKIE
 from service.pages import rendering
+from service.shared.db.models import Model, Sweep
+from service.shared.ids import new_id
 from service.shared.states import Actor, DatasetState, JobState
 from service.usecases import access
 from service.usecases.access import EVERYTHING, Scope, sign_in
-from tests.service.conftest import Api, add_dataset, add_job, make_key, served
-from tests.service.results import publish
+from tests.service.conftest import Api, add_dataset, add_job, make_key, new_job, served
+from tests.service.results import add_comparison, add_model, finish_comparison, publish
 from tests.stack import wait_until
 
 if TYPE_CHECKING:
@@ -104,6 +108,33 @@ def addresses(api: Api, project: str = "default") -> Iterator[str]:
     yield from (f"/ui/jobs/{job}", f"/ui/datasets/{dataset}")
     yield from (f"/ui/jobs/{job}/{part}" for part in ("status", "try", "learning", "results", "events", "checkpoints"))
     yield f"/ui/jobs/{job}/learning?epoch=1"
+    yield from ("/ui/models", "/ui/sweeps", *_made_of_jobs(api, project))
+
+
+def _made_of_jobs(api: Api, project: str) -> Iterator[str]:
+    """A model, a comparison that is measured and one that waits, a sweep."""
+    dataset = add_dataset(api.database)
+    with api.database.write() as unit:
+        row = unit.datasets.get(dataset)
+        row.name, row.project = HOSTILE, project
+    with tempfile.TemporaryDirectory() as scratch:
+        values = {"dataset_id": dataset, "name": HOSTILE, "project": project}
+        model = add_model(api.database, api.storage, Path(scratch), **values)
+        compared = {"models": ["sam3-tiny", model], "dataset_id": dataset, "name": HOSTILE}
+        done = add_comparison(api.database, api.settings, **compared)
+        finish_comparison(api.database, api.storage, Path(scratch), (None, 0.5))
+    waiting = add_comparison(api.database, api.settings, **compared)
+    with api.database.write() as unit:
+        sweep = Sweep(id=new_id("sweep"), name=HOSTILE, project=project, request={"parameters": {"lora.rank": {}}})
+        unit.sweeps.add(sweep)
+        trial = {"lora.rank": HOSTILE}
+        unit.jobs.add(new_job(dataset, project=project, sweep_id=sweep.id, trial=trial, resolved=RESOLVED))
+    yield from (
+        f"/ui/models/{model}",
+        f"/ui/comparisons/{done}",
+        f"/ui/comparisons/{waiting}",
+        f"/ui/sweeps/{sweep.id}",
+    )
 
 
 def test_every_page_is_whole_and_holds_nothing_that_could_run(site: Api) -> None:
@@ -195,12 +226,26 @@ def test_lists_have_pages(site: Api) -> None:
     assert "Older" not in last
 
 
-def test_a_page_asks_no_more_for_many_rows_than_for_one(site: Api) -> None:
+def _add_row(api: Api, kind: str) -> None:
+    dataset = add_dataset(api.database)
+    with api.database.write() as unit:
+        match kind:
+            case "jobs":
+                unit.jobs.add(new_job(dataset))
+            case "models":
+                values = {"name": "m", "base_model": "sam3-tiny", "epoch": 1, "step": 1}
+                unit.session.add(Model(id=new_id("model"), project="default", created_at=unit.clock.now(), **values))
+            case "sweeps":
+                sweep = unit.sweeps.add(Sweep(id=new_id("sweep"), name="s", request={"parameters": {}}))
+                unit.jobs.add(new_job(dataset, sweep_id=sweep.id, trial={}))
+
+
+@pytest.mark.parametrize("kind", ["jobs", "datasets", "models", "sweeps"])
+def test_a_page_asks_no_more_for_many_rows_than_for_one(site: Api, kind: str) -> None:
     counts = []
-    dataset = add_dataset(site.database)
     for more in (1, 20):
         for _ in range(more):
-            add_job(site.database, dataset)
+            _add_row(site, kind)
         statements: list[str] = []
 
         def remember(_c: object, _k: object, statement: str, *_: object, to: list[str] = statements) -> None:
@@ -208,7 +253,7 @@ def test_a_page_asks_no_more_for_many_rows_than_for_one(site: Api) -> None:
 
         event.listen(site.database.engine, "before_cursor_execute", remember)
         try:
-            assert site.client.get("/ui/jobs").status_code == 200
+            assert site.client.get(f"/ui/{kind}").status_code == 200
         finally:
             event.remove(site.database.engine, "before_cursor_execute", remember)
         counts.append(len(statements))
@@ -216,6 +261,9 @@ def test_a_page_asks_no_more_for_many_rows_than_for_one(site: Api) -> None:
 
 
 MISSING = (
+    "/ui/models/model_x",
+    "/ui/comparisons/cmp_x",
+    "/ui/sweeps/sweep_x",
     "/ui/jobs/job_x",
     "/ui/jobs/job_x/status",
     "/ui/datasets/ds_x",

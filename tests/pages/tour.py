@@ -71,6 +71,15 @@ def furnish(url: str, config: dict[str, Any], *, wait_s: float) -> dict[str, str
         client.post(f"/v1/jobs/{broken}/cancel").raise_for_status()
         until(f"/v1/jobs/{done}", "succeeded")
         until(f"/v1/jobs/{other}", "succeeded")
+        model = client.get(f"/v1/jobs/{done}").json()["result"]["model_id"]
+        compared = post("/v1/comparisons", {"dataset_id": good, "models": [model, "sam3-tiny"][::-1]})["id"]
+        until(f"/v1/comparisons/{compared}", "succeeded")
+        brief = config | {"training": config["training"] | {"max_epochs": 1}, "evaluation": {"baseline": False}}
+        ranks = {"lora.rank": {"values": [4, 16]}, "training.learning_rate": {"values": [5e-4, 2e-3]}}
+        swept = post("/v1/sweeps", {"name": "Rank and rate", "job": body | {"config": brief}, "parameters": ranks})[
+            "id"
+        ]
+        until(f"/v1/sweeps/{swept}", "succeeded")
         endless = {"training": config["training"] | {"max_epochs": 1000}}
         going = post("/v1/jobs", {"name": "Many epochs", **body, "config": endless})["id"]
         wait_until(lambda: (client.get(f"/v1/jobs/{going}").json()["progress"] or {}).get("step") is not None, wait_s)
@@ -81,6 +90,11 @@ def furnish(url: str, config: dict[str, Any], *, wait_s: float) -> dict[str, str
         "job": f"/ui/jobs/{done}",
         "job-running": f"/ui/jobs/{going}",
         "new-job": f"/ui/new-job?dataset={good}",
+        "models": "/ui/models",
+        "model": f"/ui/models/{model}",
+        "comparison": f"/ui/comparisons/{compared}",
+        "sweeps": "/ui/sweeps",
+        "sweep": f"/ui/sweeps/{swept}",
         "compare": f"/ui/compare?first={done}&second={other}",
         "datasets": "/ui/datasets",
         "dataset": f"/ui/datasets/{good}",

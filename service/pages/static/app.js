@@ -59,6 +59,11 @@
     return answer;
   }
 
+  // To the page of what the API has just made, from its address there.
+  function open(made) {
+    location.assign("/ui" + made.replace("/v1", ""));
+  }
+
   async function act(button) {
     if (button.dataset.confirm && !confirm(button.dataset.confirm)) return;
     button.disabled = true;
@@ -71,7 +76,7 @@
         document.dispatchEvent(new CustomEvent("secret-made", { detail: (await answer.json()).secret }));
         refresh();
       } else if (button.dataset.then === "created") {
-        location.assign("/ui" + answer.headers.get("Location").replace("/v1", ""));
+        open(answer.headers.get("Location"));
       } else if (button.dataset.then) {
         location.assign(button.dataset.then);
       } else {
@@ -176,6 +181,6 @@
     }
   }
 
-  window.pages = { ask, say, refresh, tellTimes };
+  window.pages = { ask, open, say, refresh, tellTimes };
   start();
 })();

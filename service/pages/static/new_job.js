@@ -163,7 +163,7 @@
     button.disabled = true;
     try {
       const { status, found, location: place } = await send("/v1/jobs", { "Idempotency-Key": once });
-      if (status === 201) location.assign("/ui" + place.replace("/v1", ""));
+      if (status === 201) pages.open(place);
       else show(found);
     } catch {
       pages.say("The server cannot be reached. No job was created; try again.", true);

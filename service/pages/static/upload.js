@@ -107,7 +107,7 @@
       const body = JSON.stringify({ name: name.value || null, source: { type: "upload", upload_id: upload.id } });
       const answer = await pages.ask("/v1/datasets", { method: "POST", headers, body });
       localStorage.removeItem(keyOf(chosen));
-      location.assign("/ui" + answer.headers.get("Location").replace("/v1", ""));
+      pages.open(answer.headers.get("Location"));
     } catch (error) {
       pages.say(error.message, true);
     } finally {
