@@ -76,6 +76,10 @@ def test_from_nothing_to_an_adapter_in_three_clicks(page: Page, tmp_path: Path) 
         wait_until(lambda: page.locator("#events li").count() > before, 10)
         expect(page.locator("#results")).to_contain_text("Base against tuned")
         expect(page.locator(".panels img").first).to_be_visible()
+        page.get_by_label("After epoch").focus()
+        page.keyboard.press("Home")
+        expect(page.locator("#epoch-shown")).to_have_text("1")
+        expect(page.locator("#learning img[src$='/0/tuned?epoch=1']")).to_be_visible()
         picture = tmp_path / "shapes.jpg"
         source = page.locator(".panels img").first.get_attribute("src")
         picture.write_bytes(page.request.get(f"http://127.0.0.1:{port}{source}").body())
@@ -87,6 +91,14 @@ def test_from_nothing_to_an_adapter_in_three_clicks(page: Page, tmp_path: Path) 
         with page.expect_download() as download:  # 3
             page.get_by_role("link", name="Download adapter").click()
         assert download.value.path().stat().st_size > 100_000
+        page.get_by_role("link", name="model_").click()
+        page.wait_for_url("**/ui/models/model_*")
+        with page.expect_download(timeout=120_000) as download:
+            page.get_by_role("button", name="For transformers").click()
+        assert download.value.suggested_filename.endswith("peft.zip")
+        page.get_by_role("button", name="Measure").click()
+        page.wait_for_url("**/ui/comparisons/cmp_*")
+        expect(page.get_by_role("heading", name="does better")).to_be_visible(timeout=120_000)
 
 
 def test_a_key_signs_in_and_what_a_form_gets_wrong_is_told_beside_it(page: Page, tmp_path: Path) -> None:

@@ -76,9 +76,8 @@ def furnish(url: str, config: dict[str, Any], *, wait_s: float) -> dict[str, str
         until(f"/v1/comparisons/{compared}", "succeeded")
         brief = config | {"training": config["training"] | {"max_epochs": 1}, "evaluation": {"baseline": False}}
         ranks = {"lora.rank": {"values": [4, 16]}, "training.learning_rate": {"values": [5e-4, 2e-3]}}
-        swept = post("/v1/sweeps", {"name": "Rank and rate", "job": body | {"config": brief}, "parameters": ranks})[
-            "id"
-        ]
+        trials = {"name": "Rank and rate", "job": body | {"config": brief}, "parameters": ranks}
+        swept = post("/v1/sweeps", trials)["id"]
         until(f"/v1/sweeps/{swept}", "succeeded")
         endless = {"training": config["training"] | {"max_epochs": 1000}}
         going = post("/v1/jobs", {"name": "Many epochs", **body, "config": endless})["id"]
