@@ -91,7 +91,7 @@ def test_from_nothing_to_an_adapter_in_three_clicks(page: Page, tmp_path: Path) 
         with page.expect_download() as download:  # 3
             page.get_by_role("link", name="Download adapter").click()
         assert download.value.path().stat().st_size > 100_000
-        page.get_by_role("link", name="model_").click()
+        page.get_by_role("link", name="Its model").click()
         page.wait_for_url("**/ui/models/model_*")
         with page.expect_download(timeout=120_000) as download:
             page.get_by_role("button", name="For transformers").click()

@@ -19,11 +19,13 @@
     for (const [place, old] of part.querySelectorAll("h3, figure").entries()) {
       const now = fresh[place];
       if (!now || old.outerHTML === now.outerHTML) continue;
-      if (old.tagName === "H3") old.innerHTML = now.innerHTML;
-      else {
-        old.querySelector("a").href = now.querySelector("a").href;
-        old.querySelector("figcaption").textContent = now.querySelector("figcaption").textContent;
-        for (const name of ["src", "alt"]) old.querySelector("img")[name] = now.querySelector("img")[name];
+      if (old.tagName === "H3") {
+        old.innerHTML = now.innerHTML;
+        continue;
+      }
+      old.querySelector("figcaption").textContent = now.querySelector("figcaption").textContent;
+      for (const [tag, name] of [["a", "href"], ["img", "src"], ["img", "alt"]]) {
+        old.querySelector(tag).setAttribute(name, now.querySelector(tag).getAttribute(name));
       }
     }
   }
