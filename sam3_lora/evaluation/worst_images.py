@@ -142,8 +142,8 @@ def _small_mask(entry: Mapping[str, Any], size: tuple[int, int], shape_HW: tuple
     """The entry's mask, or the frame of its box, at the picture's size."""
     height, width = shape_HW
     if "segmentation" in entry:
-        mask = Image.fromarray(rle_codec.decode(entry["segmentation"]) * np.uint8(255))
-        return np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR)) > 127
+        turned = Image.fromarray(rle_codec.decode(entry["segmentation"]).T * np.uint8(255))  # columns lie together
+        return np.asarray(turned.resize((height, width), Image.Resampling.BILINEAR)).T > 127
     left, top, box_width, box_height = entry["bbox"]
     x = np.array([left, left + box_width]) * width / size[0]
     y = np.array([top, top + box_height]) * height / size[1]
