@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.sse import format_sse_event
 
+from sam3_lora.events import EventType
 from service.api import sse
 from service.api.deps import AppServices, JobId, ReadUnit, Services
 from service.api.job_views import read_job
@@ -151,7 +152,7 @@ def _results(unit: UnitOfWork, found: Services, job: JobRead) -> dict[str, Any]:
 
 def _events(unit: UnitOfWork, _found: Services, job: JobRead) -> dict[str, Any]:
     rows = unit.events.list(job.id, limit=EVENTS_SHOWN, descending=True)
-    return {"events": [event_read(row) for row in rows]}
+    return {"events": [event_read(row) for row in rows if row.type != EventType.ARTIFACT]}  # the page shows the files
 
 
 def _checkpoints(unit: UnitOfWork, _found: Services, job: JobRead) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_sigterm_puts_the_job_back_and_leaves_nothing(
     wait_until(lambda: job_of(database, job_id).phase == "training")
     wait_until(lambda: job_of(database, job_id).best)
     worker.terminate()
-    worker.wait(15)
+    worker.wait(60)
     job = job_of(database, job_id)
     assert (job.state, job.lost_attempts, job.not_before) == (JobState.QUEUED, 0, None)
     assert not any(map(is_alive, workers.trainers()))

@@ -164,6 +164,7 @@
         target.shown = xhr.responseText;
         const box = target.querySelector(".events, .scroll");
         target.scrolled = box ? box.scrollTop : 0;
+        target.opened = [...target.querySelectorAll("details")].map((each) => each.open);
         target.focused = target.contains(document.activeElement) ? document.activeElement.id : "";
       }
     });
@@ -172,6 +173,8 @@
       openToKeys(event.detail.target);
       const box = event.detail.target.querySelector(".events, .scroll");
       if (box) box.scrollTop = event.detail.target.scrolled;
+      const { opened } = event.detail.target;
+      if (opened?.length) event.detail.target.querySelectorAll("details").forEach((each, at) => { each.open = opened[at] ?? each.open; });
       if (event.detail.target.focused) document.getElementById(event.detail.target.focused)?.focus();
     });
     const { stream } = document.getElementById("main").dataset;

@@ -58,6 +58,7 @@
     ctx.save();
     ctx.strokeStyle = stroke;
     ctx.lineWidth = 2 * devicePixelRatio;
+    ctx.setLineDash([]); // not that of the line drawn before
     ctx.beginPath();
     ctx.arc(plot.valToPos(point.step, "x", true), plot.valToPos(point.value, "y", true), 6 * devicePixelRatio, 0, 2 * Math.PI);
     ctx.stroke();
@@ -97,7 +98,7 @@
         ],
         hooks: { draw: best ? [(plot) => circle(plot, best, strokes[0])] : [] },
       }, [steps, ...curves.map(({ values }) => values), ...constants.map(({ values }) => values)], figures[index]));
-      if (best) figures[index].firstChild.textContent += `: best ${short(best.value)} after epoch ${best.epoch} (circled)`;
+      if (best) figures[index].firstChild.textContent += `, best ${best.value.toFixed(3)} after epoch ${best.epoch}`;
     }
   }
 

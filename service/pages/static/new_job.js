@@ -106,7 +106,7 @@
     const list = document.createElement("dl");
     list.className = "facts";
     if (found.adapted) {
-      row(list, "Trained", `${found.adapted.trainable_parameters.toLocaleString()} parameters (${found.adapted.trainable_percent.toFixed(2)} %)`);
+      row(list, "Trained", `${found.adapted.trainable_parameters.toLocaleString("en").replaceAll(",", "\u202f")} parameters (${found.adapted.trainable_percent.toFixed(2)} %)`);
     }
     if (found.memory) row(list, "Memory", `${bytes(found.memory.peak)} at most, on each GPU`);
     for (const device of found.devices) {
