@@ -33,6 +33,7 @@ TUNING = {
     "training": {"max_epochs": 4, "batch_size": 4, "learning_rate": 2e-3, "use_amp": False},
 }
 WITH_CURVES = ("job", "job-running", "compare")
+IN_README, TOP_HEIGHT = "job-wide-light", 1690
 COLOURS = 128  # of a picture: the pages have few
 
 
@@ -154,6 +155,9 @@ def main() -> None:
         with chromium() as browser:
             for name, page in views(browser, service.url, addresses):
                 taken = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+                if name == IN_README:
+                    top = taken.crop((0, 0, taken.width, TOP_HEIGHT))
+                    top.quantize(COLOURS).save(folder / "first-look.png", optimize=True)
                 taken.quantize(COLOURS).save(folder / f"{name}.png", optimize=True)
                 sys.stdout.write(f"{folder / name}.png\n")
 
