@@ -15,17 +15,17 @@ RUN touch README.md
 
 # Without the packages' folders, pip installs what they need and an empty shell of them.
 FROM build AS service-needs
-RUN pip install --constraint requirements.lock '.[tracing]'
+RUN pip install --constraint requirements.lock '.[service,tracing]'
 
 FROM build AS worker-cpu-needs
 # PyPI's PyTorch for Linux brings gigabytes of CUDA; the one without is only on the project's own index, which is asked
 # for these two packages alone. Its versions end in +cpu, which `==` of the lock accepts.
 RUN pip install --constraint requirements.lock --no-deps --index-url https://download.pytorch.org/whl/cpu \
         torch torchvision \
-    && pip install --constraint requirements.lock '.[train,tracing]'
+    && pip install --constraint requirements.lock '.[service,train,tracing]'
 
 FROM build AS worker-gpu-needs
-RUN pip install --constraint requirements.lock '.[train,tracing]'
+RUN pip install --constraint requirements.lock '.[service,train,tracing]'
 
 FROM build AS wheel
 COPY README.md ./

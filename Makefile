@@ -50,6 +50,9 @@ format: setup ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+client: setup ## Make the generated parts of the Python client anew
+	@$(BIN)/python -m codegen
+
 lint: setup ## Check format and style
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check

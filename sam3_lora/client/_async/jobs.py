@@ -1,0 +1,266 @@
+"""Training jobs: create them, wait for them, see what they tell, take away what they made."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from anyio import sleep
+
+from sam3_lora.client import schemas
+from sam3_lora.client._async.checkpoints import AsyncCheckpoint
+from sam3_lora.client._async.following import follow
+from sam3_lora.client._async.lists import every
+from sam3_lora.client._async.models import AsyncModel
+from sam3_lora.client._async.resources import AsyncResource
+from sam3_lora.client.errors import ClientError, JobNotSucceededError, WaitTimeoutError
+from sam3_lora.client.progress import shown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from sam3_lora.client._async.datasets import AsyncDataset
+    from sam3_lora.client._async.transport import AsyncTransport
+
+WAIT_S = 25.0  # for which the server holds an answer back
+CALM_S = 0.5  # at least between two looks: a trainer reports several steps a second
+
+
+class AsyncJob(schemas.Job, AsyncResource):
+    """A job of the service."""
+
+    async def refresh(self) -> Self:
+        """Look at it again."""
+        return await self._look(f"/jobs/{self.id}")
+
+    async def wait(
+        self,
+        *,
+        timeout_s: float | None = None,
+        progress: bool | Callable[[schemas.Job], object] = False,
+        check: bool = True,
+    ) -> Self:
+        """Wait until it has ended. What is lost on the way is asked for again: the service may restart meanwhile.
+
+        Args:
+            progress: True shows a bar on a terminal, lines elsewhere; a function is called with every news.
+            check: raise if it has not succeeded.
+
+        Raises:
+            JobNotSucceededError: if it has failed or was cancelled.
+            WaitTimeoutError: if it takes longer; the job goes on.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        headers: dict[str, str] = {}
+        with shown(progress) as show:
+            while True:
+                left = WAIT_S if end is None else min(WAIT_S, end - time.monotonic())
+                wait = {"Prefer": f"wait={max(0, int(left))}"} if headers else {}
+                response = await self._transport.request("GET", f"/jobs/{self.id}", headers=headers | wait)
+                if response.content:
+                    self._take(response.json())
+                    headers = {"If-None-Match": response.headers["etag"]}
+                    show(self)
+                if self.is_terminal:
+                    break
+                if end is not None and time.monotonic() >= end:
+                    raise WaitTimeoutError(f"job {self.id} is still {self.status}")
+                await sleep(CALM_S)
+        if check and self.status != "succeeded":
+            raise JobNotSucceededError(self)
+        return self
+
+    async def events(self, *, after: int = 0) -> AsyncIterator[schemas.Event]:
+        """What happens to it, from the beginning or behind the event `after`, until it has ended.
+
+        A broken connection is made again; no event is missed and none comes twice.
+        """
+        async for event in follow(self._transport, f"/jobs/{self.id}/events/stream", after):
+            yield schemas.Event.model_validate_json(event.data)
+
+    async def logs(self, *, follow_on: bool = False) -> AsyncIterator[str]:
+        """Its trainer's log, in pieces as they come; with `follow_on`, until it has ended."""
+        if not follow_on:
+            yield (await self._transport.request("GET", f"/jobs/{self.id}/logs", headers={"Accept": "text/plain"})).text
+            return
+        async for event in follow(self._transport, f"/jobs/{self.id}/logs/stream", 0):
+            yield str(event.json()["text"])
+
+    async def metrics(self, *, after_step: int | None = None, max_points: int | None = None) -> schemas.Metrics:
+        """Its curves, by name."""
+        params = {"after_step": after_step, "max_points": max_points}
+        given = {name: value for name, value in params.items() if value is not None}
+        return schemas.Metrics.model_validate(
+            await self._transport.json("GET", f"/jobs/{self.id}/metrics", params=given)
+        )
+
+    async def evaluation(self) -> schemas.Evaluation:
+        """Base against tuned, overall and by category."""
+        return schemas.Evaluation.model_validate(await self._transport.json("GET", f"/jobs/{self.id}/evaluation"))
+
+    async def checkpoints(self) -> Sequence[AsyncCheckpoint]:
+        """Its checkpoints, the newest first."""
+        page = await self._transport.json("GET", f"/jobs/{self.id}/checkpoints")
+        return [AsyncCheckpoint.made(self._transport, body) for body in page["data"]]
+
+    async def best_checkpoint(self) -> AsyncCheckpoint:
+        """Its best checkpoint.
+
+        Raises:
+            ClientError: if it has none yet.
+        """
+        await self.refresh()
+        if self.best is None:
+            raise ClientError(f"job {self.id} has no checkpoint yet: it is {self.status}")
+        body = await self._transport.json("GET", f"/checkpoints/{self.best['checkpoint_id']}")
+        return AsyncCheckpoint.made(self._transport, body)
+
+    async def download(self, target: str | Path) -> Path:
+        """Fetch the adapter of its best checkpoint into a folder."""
+        return await (await self.best_checkpoint()).download(target)
+
+    async def model(self) -> AsyncModel:
+        """The model that it made.
+
+        Raises:
+            ClientError: if it has made none.
+        """
+        await self.refresh()
+        model_id = (self.result or {}).get("model_id")
+        if model_id is None:
+            raise ClientError(f"job {self.id} has made no model: it is {self.status}")
+        return AsyncModel.made(self._transport, await self._transport.json("GET", f"/models/{model_id}"))
+
+    async def cancel(self) -> Self:
+        """Cancel it; a running one saves a checkpoint first."""
+        return await self._act("cancel")
+
+    async def stop(self) -> Self:
+        """End it early and well: it evaluates, saves and succeeds."""
+        return await self._act("stop")
+
+    async def pause(self) -> Self:
+        """Hold it; a running one saves a checkpoint and frees its worker."""
+        return await self._act("pause")
+
+    async def resume(self) -> Self:
+        """Queue it again after a pause."""
+        return await self._act("resume")
+
+    async def update(
+        self,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, str | None] | None = None,
+        priority: int | None = None,
+    ) -> Self:
+        """Change what is given; of `metadata`, None removes a key."""
+        changes = {"name": name, "tags": tags, "metadata": metadata, "priority": priority}
+        body = {key: value for key, value in changes.items() if value is not None}
+        return self._take(await self._transport.json("PATCH", f"/jobs/{self.id}", json=body))
+
+    async def retry(self, *, from_scratch: bool = False) -> AsyncJob:
+        """A new job that goes on from the last good checkpoint of this one, which failed or was cancelled."""
+        body = {"from_scratch": from_scratch}
+        return AsyncJob.made(self._transport, await self._transport.json("POST", f"/jobs/{self.id}/retry", json=body))
+
+    async def clone(self, **overrides: Any) -> AsyncJob:
+        """A new job like this one, but for these members of a job's body, e.g. `config={"lora": {"rank": 16}}`."""
+        body = {"overrides": overrides}
+        return AsyncJob.made(self._transport, await self._transport.json("POST", f"/jobs/{self.id}/clone", json=body))
+
+    async def delete(self) -> None:
+        """Delete it, once it has ended, with its checkpoints, log and samples. A model that it made stays."""
+        await self._transport.request("DELETE", f"/jobs/{self.id}")
+
+    async def _act(self, what: str) -> Self:
+        return self._take(await self._transport.json("POST", f"/jobs/{self.id}/{what}"))
+
+
+class AsyncJobs:
+    """`client.jobs`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(
+        self,
+        dataset: str | AsyncDataset,
+        *,
+        base_model: str = "sam3",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        **members: Any,
+    ) -> AsyncJob:
+        """Create a job; it is queued at once.
+
+        Args:
+            dataset: one of the service's, or its id; it may still be being checked.
+            config: sections `lora`, `dataset`, `training`, `evaluation`; what is omitted takes its default.
+            idempotency_key: names this very job: another call with the same key and body creates none. None: a new one
+                for each call, so that what the client repeats by itself creates one job.
+            members: any further member of a job's body, e.g. `priority=70`, `tags=["night"]`,
+                `resources={"gpus": 4}`, `limits={"max_runtime_s": 3600}`, `seed=1`.
+
+        Raises:
+            InvalidRequestError: with every fault of the configuration in `faults`.
+        """
+        body = _body(dataset, base_model, name, config, members)
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return AsyncJob.made(self._transport, await self._transport.json("POST", "/jobs", json=body, headers=headers))
+
+    async def estimate(
+        self,
+        dataset: str | AsyncDataset,
+        *,
+        base_model: str = "sam3",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        **members: Any,
+    ) -> schemas.Estimate:
+        """What `create` would train, and what it takes in time and memory."""
+        body = _body(dataset, base_model, name, config, members)
+        return schemas.Estimate.model_validate(await self._transport.json("POST", "/jobs/estimate", json=body))
+
+    async def get(self, job_id: str) -> AsyncJob:
+        """One job.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        return AsyncJob.made(self._transport, await self._transport.json("GET", f"/jobs/{job_id}"))
+
+    def list(
+        self,
+        *,
+        status: str | Sequence[str] | None = None,
+        tag: str | None = None,
+        dataset_id: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[AsyncJob]:
+        """Jobs, the newest first."""
+        return every(
+            self._transport,
+            "/jobs",
+            lambda body: AsyncJob.made(self._transport, body),
+            limit,
+            status=status,
+            tag=tag,
+            dataset_id=dataset_id,
+        )
+
+
+def _body(
+    dataset: str | AsyncDataset,
+    base_model: str,
+    name: str | None,
+    config: Mapping[str, Any] | None,
+    members: Mapping[str, Any],
+) -> dict[str, Any]:
+    dataset_id = dataset if isinstance(dataset, str) else dataset.id
+    called = name or (f"{base_model} on {dataset_id}" if isinstance(dataset, str) else dataset.name)
+    body = {"name": called, "base_model": base_model, "dataset_id": dataset_id, "config": dict(config or {})}
+    return body | {key: value for key, value in members.items() if value is not None}

@@ -1,0 +1,34 @@
+"""Lists that come in pages, as if they did not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sam3_lora.client._async.transport import AsyncTransport
+
+T = TypeVar("T")
+PAGE = 100
+
+
+async def every(
+    transport: AsyncTransport, path: str, made: Callable[[dict[str, Any]], T], limit: int | None, **query: Any
+) -> AsyncIterator[T]:
+    """Every item of a list, the newest first; at most `limit` of them.
+
+    Args:
+        query: None: not asked for.
+    """
+    params = {name: value for name, value in query.items() if value is not None}
+    left = limit
+    while left is None or left > 0:
+        params["limit"] = PAGE if left is None else min(PAGE, left)
+        page = await transport.json("GET", path, params=params)
+        for item in page["data"]:
+            yield made(item)
+        if not page["has_more"]:
+            return
+        left = None if left is None else left - len(page["data"])
+        params["after"] = page["last_id"]

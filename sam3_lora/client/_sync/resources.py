@@ -1,0 +1,34 @@
+# Made from `_async` by `make client`: change it there.
+"""What the things that the service has are alike in: they know where they came from, and can be looked at again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, PrivateAttr
+
+if TYPE_CHECKING:
+    from sam3_lora.client._sync.transport import Transport
+
+
+class Resource(BaseModel):
+    """Something with an id, as the service last told of it."""
+
+    _transport: Transport = PrivateAttr()
+
+    @classmethod
+    def made(cls, transport: Transport, body: dict[str, Any]) -> Self:
+        """From the JSON of an answer."""
+        found = cls.model_validate(body)
+        found._transport = transport
+        return found
+
+    def _take(self, body: dict[str, Any]) -> Self:
+        """Become what the service tells now."""
+        fresh = type(self).model_validate(body)
+        for name in ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__"):
+            object.__setattr__(self, name, getattr(fresh, name))
+        return self
+
+    def _look(self, path: str) -> Self:
+        return self._take(self._transport.json("GET", path))
