@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = None
     faults = []
     if importlib.util.find_spec("torch") is None:  # every queue has work that needs a model, in a child process
-        faults.append("a worker needs PyTorch: pip install 'sam3-lora-service[train]'")
+        faults.append("a worker needs PyTorch: pip install 'sam3-lora-service[service,train]'")
     try:
         found = device.find(options.gpus) if options.queue == GPU else None
         tracing.start(f"sam3-{options.queue}-worker")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import subprocess
 import sys
 import time
@@ -68,4 +69,4 @@ def test_the_probe_tells_a_process_that_goes_round_from_one_that_hangs(tmp_path:
     old = ask()
     assert (missing.returncode, fresh.returncode, old.returncode) == (1, 0, 1)
     assert "is not there" in missing.stderr
-    assert "61 seconds ago" in old.stderr
+    assert re.search(r"6\d seconds ago", old.stderr)
