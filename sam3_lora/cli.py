@@ -1,4 +1,4 @@
-"""The command line: train, inspect, evaluate, predict, merge, export and validate without any service."""
+"""The command line: train, inspect, evaluate, predict, merge, export and validate on this machine, or ask a service."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from sam3_lora import config as configuration
+from sam3_lora.commands import datasets, jobs, models
 from sam3_lora.errors import ConfigError, Sam3LoraError
 from sam3_lora.events import Event, EventType
 
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from sam3_lora.training.progress import Report
     from sam3_lora.training.run import Stop
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="LoRA fine-tuning of SAM3 on COCO-format data.")
+app = typer.Typer(no_args_is_help=True, help="LoRA fine-tuning of SAM3 on COCO-format data.")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(models.app, name="models")
 console = Console(stderr=True)
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

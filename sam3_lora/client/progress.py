@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sam3_lora.client.schemas import Job
 
 LINE_EVERY_PERCENT = 10
+BARS = "▁▂▃▄▅▆▇█"
+CURVE_LENGTH = 20
 
 
 @contextmanager
@@ -41,10 +44,15 @@ class Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self.progress.add_task("", total=100, told="")
+        self._losses: deque[float] = deque(maxlen=CURVE_LENGTH)
 
     def __call__(self, job: Job) -> None:
         percent = 100.0 if job.status == "succeeded" else (job.progress.percent if job.progress else None) or 0
-        self.progress.update(self._task, description=job.status, completed=percent, told=told(job))
+        loss = getattr(job.progress, "loss", None)
+        if loss is not None and not job.is_terminal:
+            self._losses.append(loss)
+        curve = f"{sparkline(list(self._losses))} loss {self._losses[-1]:.4g}  " if self._losses else ""
+        self.progress.update(self._task, description=job.status, completed=percent, told=curve + told(job))
 
 
 class Lines:
@@ -60,6 +68,13 @@ class Lines:
         if now != self._seen:
             self._seen = now
             self._console.print(f"{job.status} {told(job)}".rstrip(), highlight=False, soft_wrap=True)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The values as a row of bars, the least the lowest."""
+    least, most = min(values), max(values)
+    highest = len(BARS) - 1
+    return "".join(BARS[round((value - least) / (most - least) * highest) if most > least else 0] for value in values)
 
 
 def told(job: Job) -> str:

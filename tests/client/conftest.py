@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sam3_lora.client import Client, _patience
+from service.shared import log as logs
 from service.shared.db.migrate import upgrade
 from service.shared.settings import Settings
 from tests.service.conftest import FAST_STREAMS, Api, empty, served
@@ -24,6 +25,11 @@ def _small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(_patience, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(_patience, "LONGEST_DELAY_S", 0.2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_server() -> None:
+    logs.configure("ERROR", "test")
 
 
 @pytest.fixture(scope="session")
