@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import subprocess
 import sys
 import time
@@ -16,13 +15,13 @@ import pytest
 from openai import OpenAI
 
 from sam3_lora.synthetic.__main__ import main as draw
+from tests.e2e.guides import ADDRESS, example
 from tests.e2e.test_job import FAST, QUICK
 from tests.stack import Service, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GUIDE = Path(__file__).parents[2] / "docs" / "openai-client.md"
 TIMEOUT_S = 240
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -82,8 +81,7 @@ def test_from_a_file_to_a_model_that_answers(service: Service, archive: Path) ->
 
 
 def test_the_example_of_the_guide(service: Service, archive: Path) -> None:
-    (script,) = re.findall(r"<!-- test: python -->\n```\w+\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    script = str(script).replace("http://127.0.0.1:8000", service.url)
+    script = example("docs/openai-client.md", "python").replace(ADDRESS, service.url)
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=archive.parent, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr

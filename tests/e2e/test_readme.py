@@ -15,15 +15,15 @@ import pytest
 
 from sam3_lora.config import load
 from sam3_lora.synthetic.__main__ import main as draw
+from tests.e2e import guides
+from tests.e2e.guides import ADDRESS, ROOT
 from tests.stack import Service, started
 
-README = Path(__file__).parents[2] / "README.md"
-ADDRESS = "http://127.0.0.1:8000"
+README = ROOT / "README.md"
 
 
 def example(kind: str) -> str:
-    (found,) = re.findall(rf"<!-- test: {kind} -->\n```\w+\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return str(found)
+    return guides.example("README.md", kind)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     draw([str(tmp_path / "shapes.zip"), "--train", "4", "--valid", "2"])
+    (tmp_path / "photo.jpg").write_bytes(zipfile.ZipFile(tmp_path / "shapes.zip").read("valid/scene_0001.jpg"))
     return tmp_path
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.e2e.guides import ADDRESS, example
 from tests.servers import free_port
 from tests.stack import started, wait_until
 
-GUIDE = Path(__file__).parents[2] / "docs" / "webhooks.md"
-
-
-def example(name: str) -> str:
-    (found,) = re.findall(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    return str(found)
+GUIDE = "docs/webhooks.md"
 
 
 def test_the_receiver_of_the_guide(tmp_path: Path) -> None:
@@ -26,7 +21,7 @@ def test_the_receiver_of_the_guide(tmp_path: Path) -> None:
     with started(tmp_path, tmp_path / "data", webhook_private_hosts=private) as service:
 
         def run(name: str) -> str:
-            script = example(name).replace("http://127.0.0.1:8000", service.url)
+            script = example(GUIDE, name).replace(ADDRESS, service.url)
             script = script.replace("https://example.org/", f"http://{private}/")
             command = ["bash", "-c", "set -euo pipefail\n" + script]
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
@@ -37,7 +32,7 @@ def test_the_receiver_of_the_guide(tmp_path: Path) -> None:
         output = tmp_path / "receiver.out"
         with output.open("wb") as out:
             receiver = subprocess.Popen(
-                [sys.executable, "-c", example("receiver").replace("9000", str(port))],
+                [sys.executable, "-c", example(GUIDE, "receiver").replace("9000", str(port))],
                 env=os.environ | {"WEBHOOK_SECRET": endpoint["secret"]},
                 stdout=out,
                 stderr=subprocess.DEVNULL,

@@ -1,0 +1,17 @@
+"""Examples in the documentation, as they are written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ADDRESS = "http://127.0.0.1:8000"
+"""Of the service that examples ask."""
+
+
+def example(document: str, kind: str) -> str:
+    """The one example of this kind in a document, a path from the root."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    (found,) = re.findall(rf"<!-- test: {kind} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    return str(found)
