@@ -34,8 +34,12 @@ class BadNetwork:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                with contextlib.suppress(OSError):
-                    _Connection(self, client, socket.create_connection(self._server), self._budget())
+                try:
+                    server = socket.create_connection(self._server)
+                except OSError:  # it is gone
+                    client.close()
+                else:
+                    _Connection(self, client, server, self._budget())
 
 
 class _Connection:

@@ -30,6 +30,7 @@ def test_a_folder_becomes_an_adapter_over_a_bad_network(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(_patience, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(_patience, "LONGEST_DELAY_S", 0.5)
     monkeypatch.setattr(uploads, "PART_BYTES", 2**16)
     zipfile.ZipFile(archive).extractall(tmp_path / "shapes")
     told: list[Any] = []
