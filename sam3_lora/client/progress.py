@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LINE_EVERY_PERCENT = 10
 BARS = "▁▂▃▄▅▆▇█"
-CURVE_LENGTH = 20
+CURVE_LENGTH = BAR_WIDTH = 20
 
 
 @contextmanager
@@ -41,7 +41,7 @@ class Bar:
     """A bar that lives."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(BAR_WIDTH), TextColumn("{task.fields[told]}"))
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self.progress.add_task("", total=100, told="")
         self._losses: deque[float] = deque(maxlen=CURVE_LENGTH)
