@@ -12,8 +12,24 @@ from codegen.settle import settled
 CLIENT = Path(__file__).parents[1] / "sam3_lora" / "client"
 SOURCE, TARGET = CLIENT / "_async", CLIENT / "_sync"
 HEADER = "# Made from `_async` by `make client`: change it there.\n"
-NAMES = ("Client", "Transport", "Resource", "Dataset", "Datasets", "Checkpoint", "Checkpoints", "Job", "Jobs", "Model",
-         "Models", "Comparison", "Comparisons", "Sweep", "Sweeps")  # fmt: skip
+NAMES = (
+    "Client",
+    "Transport",
+    "Resource",
+    "Collection",
+    "Dataset",
+    "Datasets",
+    "Checkpoint",
+    "Checkpoints",
+    "Job",
+    "Jobs",
+    "Model",
+    "Models",
+    "Comparison",
+    "Comparisons",
+    "Sweep",
+    "Sweeps",
+)
 OTHERS = {
     "_async": "_sync",
     "anyio": "time",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from sam3_lora.version import VERSION
 from service.api import documentation, errors
 from service.api.authentication import Authentication
 from service.api.deprecation import Deprecations, describe_headers
@@ -54,7 +55,6 @@ from service.shared.storage import Storage
 from service.shared.unit_of_work import Database
 from service.shared.vault import Vault
 from service.usecases.following import Broadcaster
-from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from sam3_lora.version import VERSION
 from service.shared import checks, pulse
 from service.shared import log as logs
 from service.shared.clock import Clock, SystemClock
@@ -36,7 +37,6 @@ from service.usecases.actions import delete_job
 from service.usecases.datasets import delete_dataset
 from service.usecases.stored_files import FOLDERS, delete_orphans, orphans_of, recognises
 from service.usecases.uploads import discard_upload
-from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

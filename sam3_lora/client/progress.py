@@ -83,13 +83,18 @@ def told(job: Job) -> str:
         ahead = job.queue.jobs_ahead
         return "" if ahead is None else f"{ahead} ahead"
     if job.is_terminal:
-        best = job.best or {}
-        return "" if best.get("value") is None else f"{str(best['metric']).removeprefix('val/')} {best['value']:.3f}"
+        return told_best(job)
     progress = job.progress
     if progress is None or progress.step is None:
         return job.phase or ""
     left = "" if progress.eta_s is None else f", {duration(progress.eta_s)} left"
     return f"epoch {progress.epoch} of {progress.epochs}, step {progress.step} of {progress.steps}{left}"
+
+
+def told_best(job: Job) -> str:
+    """Its best metric, if it has one."""
+    best = job.best or {}
+    return "" if best.get("value") is None else f"{str(best['metric']).removeprefix('val/')} {best['value']:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3_lora.commands.bytes_shown import bytes_shown
-from sam3_lora.commands.service import Json, Key, Url, connected, notes, show, show_list, write_json
+from sam3_lora.commands.service import EXIT_FAILED, Json, Key, Url, connected, notes, show, show_list, write_json
 
 if TYPE_CHECKING:
     from sam3_lora.client._sync.client import Client
@@ -75,7 +75,7 @@ def report(dataset: DatasetId, as_json: Json = False, url: Url = None, key: Key 
         else:
             _show_report(told)
         if found.status != "ready":
-            raise typer.Exit(1)
+            raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from sam3_lora.client.errors import JobNotSucceededError
+from sam3_lora.client.progress import told_best
 from sam3_lora.commands.bytes_shown import bytes_shown
 from sam3_lora.commands.datasets import send
 from sam3_lora.commands.service import (
@@ -23,7 +24,7 @@ from sam3_lora.commands.service import (
     show_list,
     write_json,
 )
-from sam3_lora.config import DatasetOptions
+from sam3_lora.config import DatasetOptions, ModelConfig
 
 if TYPE_CHECKING:
     from sam3_lora.client._sync.client import Client
@@ -96,7 +97,7 @@ def list_(
     """Jobs, the newest first."""
     with connected(url, key) as client:
         found = list(client.jobs.list(status=status or None, tag=tag, limit=limit))
-    rows = [(job.id, job.name, job.status, _percent(job), _best(job)) for job in found]
+    rows = [(job.id, job.name, job.status, _percent(job), told_best(job)) for job in found]
     show_list(found, ("id", "name", "status", "progress", "best"), rows, as_json=as_json)
 
 
@@ -209,9 +210,10 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(values, dict):
         notes.print(f"error: {path} has no sections", style="red", markup=False)
         raise typer.Exit(EXIT_REFUSED)
-    model = values.get("model") if isinstance(values.get("model"), dict) else {}
     settings = {name: section for name, section in values.items() if name not in ON_THIS_MACHINE}
-    left_out = [name for name in ON_THIS_MACHINE if name in values and name != "model"]
+    model = values["model"] if isinstance(values.get("model"), dict) else {}
+    left_out = ["output"] if "output" in values else []
+    left_out += [f"model.{name}" for name in model if name != "base"]
     if isinstance(section := settings.get("dataset"), dict):
         known = DatasetOptions.model_fields
         # Where the data lies is this machine's business; a name that nobody knows is for the service to refuse.
@@ -220,10 +222,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         left_out += [f"dataset.{name}" for name in local]
     if left_out:
         notes.print(f"left out, the service decides it: {', '.join(left_out)}", style="dim", markup=False)
-    return settings, str((model or {}).get("base", JOB_BASE))
-
-
-JOB_BASE = "sam3"
+    return settings, str(model.get("base", ModelConfig().base))
 
 
 def _dataset(client: Client, given: str) -> str:
@@ -259,7 +258,7 @@ def _show(job: Job, *, as_json: bool) -> None:
         ("reason", job.status_reason),
         ("phase", job.phase),
         ("progress", _percent(job) or None),
-        ("best", _best(job) or None),
+        ("best", told_best(job) or None),
         ("model", model_id),
         ("error", job.error and f"{job.error.code}: {job.error.message}"),
         ("hint", job.error and job.error.hint),
@@ -271,8 +270,3 @@ def _show(job: Job, *, as_json: bool) -> None:
 def _percent(job: Job) -> str:
     percent = job.progress.percent if job.progress else None
     return "" if percent is None or job.is_terminal else f"{percent:.0f} %"
-
-
-def _best(job: Job) -> str:
-    best = job.best or {}
-    return "" if best.get("value") is None else f"{str(best['metric']).removeprefix('val/')} {best['value']:.3f}"

@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.registry import Collector
 
+from sam3_lora.version import VERSION
 from service.api.errors import METHODS
 from service.api.negotiation import preferred
 from service.shared.db.engine import MAX_CONNECTIONS
@@ -24,7 +25,6 @@ from service.shared.queue import Task
 from service.shared.states import TERMINAL, JobState
 from service.shared.tallies import BUCKETS, OVERFLOW, TallyName
 from service.usecases.monitoring import Lookout, StorageWatch
-from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from sqlalchemy.exc import DBAPIError
 
+from sam3_lora.version import VERSION
 from service.shared import checks
 from service.shared import log as logs
 from service.shared.db.migrate import open_engine
@@ -27,7 +28,6 @@ from service.shared.storage import Storage
 from service.shared.unit_of_work import opened
 from service.shared.vault import KEY_FILE
 from service.usecases.stored_files import FOLDERS, damaged, orphans_of
-from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable

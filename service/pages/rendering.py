@@ -16,10 +16,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.staticfiles import StaticFiles
 
+from sam3_lora.version import VERSION
 from service.api.errors import internal_error, of_database_error, of_service_error
 from service.pages.formats import FILTERS
 from service.shared.errors import NotFoundError, ServiceError
-from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from sam3_lora.version import VERSION
 from service.shared.errors import EstimateFailedError, invalid
 from service.shared.queue import Task
 from service.shared.states import DatasetState
 from service.usecases.idempotency import fingerprint
 from service.usecases.jobs import lock_datasets, plan_job
 from service.usecases.queue import GPU
-from service.version import VERSION
 
 if TYPE_CHECKING:
     from service.shared.db.models import Dataset, Estimate, Job

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sam3_lora.version import VERSION
 from service.shared.db.models import Dataset, Job
 from service.shared.errors import (
     BaseModelUnavailableError,
@@ -19,7 +20,6 @@ from service.shared.queue import Task
 from service.shared.states import DatasetState, JobState
 from service.usecases.initial_adapters import InitialAdapter, start_from
 from service.usecases.quotas import admit_job, refused
-from service.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

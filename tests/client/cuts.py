@@ -60,10 +60,10 @@ class _Connection:
                     self._network.cut += 1
                     break
         for end in self._both:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # its other side may be gone
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 end.shutdown(socket.SHUT_RDWR)
-                end.close()
+            end.close()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG = """
 lora: {rank: 4}
-model: {base: sam3-tiny}
+model: {base: sam3-tiny, checkpoint: sam3.pt}
 dataset: {train_img_folder: a, train_ann_file: b.json, negatives_per_image: 2}
 training: {max_epochs: 3}
 output: {dir: runs/x}
@@ -57,7 +57,8 @@ def test_a_run_of_this_machine_becomes_a_job_of_the_service(api: Api, run: Run, 
         "training": {"max_epochs": 3},
     }
     assert "left out" in done.stderr
-    assert "dataset.train_img_folder" in done.stderr
+    for name in ("output", "model.checkpoint", "dataset.train_img_folder", "dataset.train_ann_file"):
+        assert name in done.stderr
     assert f"/ui/jobs/{job['id']}" in done.stderr
     listed = run("jobs", "list", "--status", "queued")
     assert listed.stdout == f"{job['id']}\tpallets\tqueued\t\t\n"

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3_lora.client import schemas
-from sam3_lora.client._async.resources import AsyncResource
+from sam3_lora.client._async.resources import AsyncCollection, AsyncResource
 from sam3_lora.client._patience import in_thread_async
 from sam3_lora.client.errors import ClientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sam3_lora.client._async.transport import AsyncTransport
-
 
 class AsyncCheckpoint(schemas.Checkpoint, AsyncResource):
     """A checkpoint of the service."""
+
+    COLLECTION = "/checkpoints"
 
     async def download(
         self,
@@ -50,20 +50,10 @@ class AsyncCheckpoint(schemas.Checkpoint, AsyncResource):
         return path
 
 
-class AsyncCheckpoints:
+class AsyncCheckpoints(AsyncCollection[AsyncCheckpoint]):
     """`client.checkpoints`."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
-
-    async def get(self, checkpoint_id: str) -> AsyncCheckpoint:
-        """One checkpoint.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        body = await self._transport.json("GET", f"/checkpoints/{checkpoint_id}")
-        return AsyncCheckpoint.made(self._transport, body)
+    KIND = AsyncCheckpoint
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
 
 from sam3_lora.client import schemas
@@ -14,6 +13,7 @@ from sam3_lora.client._async.jobs import AsyncJobs
 from sam3_lora.client._async.models import AsyncModels
 from sam3_lora.client._async.sweeps import AsyncSweeps
 from sam3_lora.client._async.transport import AsyncTransport
+from sam3_lora.version import VERSION
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,7 +52,7 @@ class AsyncClient:
             api_key=api_key or os.environ.get(KEY_VARIABLE),
             timeout_s=timeout_s,
             retry_for_s=retry_for_s,
-            agent=f"sam3-lora-client/{_version()}",
+            agent=f"sam3-lora-client/{VERSION}",
             **options,
         )
         self.datasets = AsyncDatasets(self._transport)
@@ -90,10 +90,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _version() -> str:
-    try:
-        return version("sam3-lora-service")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+source"

@@ -10,9 +10,8 @@ from anyio import sleep
 from sam3_lora.client import schemas
 from sam3_lora.client._async.checkpoints import AsyncCheckpoint
 from sam3_lora.client._async.following import follow
-from sam3_lora.client._async.lists import every
 from sam3_lora.client._async.models import AsyncModel
-from sam3_lora.client._async.resources import AsyncResource
+from sam3_lora.client._async.resources import AsyncCollection, AsyncResource
 from sam3_lora.client.errors import ClientError, JobNotSucceededError, WaitTimeoutError
 from sam3_lora.client.progress import shown
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sam3_lora.client._async.datasets import AsyncDataset
-    from sam3_lora.client._async.transport import AsyncTransport
 
 WAIT_S = 25.0  # for which the server holds an answer back
 CALM_S = 0.5  # at least between two looks: a trainer reports several steps a second
@@ -30,9 +28,7 @@ CALM_S = 0.5  # at least between two looks: a trainer reports several steps a se
 class AsyncJob(schemas.Job, AsyncResource):
     """A job of the service."""
 
-    async def refresh(self) -> Self:
-        """Look at it again."""
-        return await self._look(f"/jobs/{self.id}")
+    COLLECTION = "/jobs"
 
     async def wait(
         self,
@@ -57,7 +53,7 @@ class AsyncJob(schemas.Job, AsyncResource):
             while True:
                 left = WAIT_S if end is None else min(WAIT_S, end - time.monotonic())
                 wait = {"Prefer": f"wait={max(0, int(left))}"} if headers else {}
-                response = await self._transport.request("GET", f"/jobs/{self.id}", headers=headers | wait)
+                response = await self._transport.request("GET", self._path, headers=headers | wait)
                 if response.content:
                     self._take(response.json())
                     headers = {"If-None-Match": response.headers["etag"]}
@@ -76,32 +72,30 @@ class AsyncJob(schemas.Job, AsyncResource):
 
         A broken connection is made again; no event is missed and none comes twice.
         """
-        async for event in follow(self._transport, f"/jobs/{self.id}/events/stream", after):
+        async for event in follow(self._transport, f"{self._path}/events/stream", after):
             yield schemas.Event.model_validate_json(event.data)
 
     async def logs(self, *, follow_on: bool = False) -> AsyncIterator[str]:
         """Its trainer's log, in pieces as they come; with `follow_on`, until it has ended."""
         if not follow_on:
-            yield (await self._transport.request("GET", f"/jobs/{self.id}/logs", headers={"Accept": "text/plain"})).text
+            yield (await self._transport.request("GET", f"{self._path}/logs", headers={"Accept": "text/plain"})).text
             return
-        async for event in follow(self._transport, f"/jobs/{self.id}/logs/stream", 0):
+        async for event in follow(self._transport, f"{self._path}/logs/stream", 0):
             yield str(event.json()["text"])
 
     async def metrics(self, *, after_step: int | None = None, max_points: int | None = None) -> schemas.Metrics:
         """Its curves, by name."""
         params = {"after_step": after_step, "max_points": max_points}
         given = {name: value for name, value in params.items() if value is not None}
-        return schemas.Metrics.model_validate(
-            await self._transport.json("GET", f"/jobs/{self.id}/metrics", params=given)
-        )
+        return schemas.Metrics.model_validate(await self._transport.json("GET", f"{self._path}/metrics", params=given))
 
     async def evaluation(self) -> schemas.Evaluation:
         """Base against tuned, overall and by category."""
-        return schemas.Evaluation.model_validate(await self._transport.json("GET", f"/jobs/{self.id}/evaluation"))
+        return schemas.Evaluation.model_validate(await self._transport.json("GET", f"{self._path}/evaluation"))
 
     async def checkpoints(self) -> Sequence[AsyncCheckpoint]:
         """Its checkpoints, the newest first."""
-        page = await self._transport.json("GET", f"/jobs/{self.id}/checkpoints")
+        page = await self._transport.json("GET", f"{self._path}/checkpoints")
         return [AsyncCheckpoint.made(self._transport, body) for body in page["data"]]
 
     async def best_checkpoint(self) -> AsyncCheckpoint:
@@ -159,31 +153,30 @@ class AsyncJob(schemas.Job, AsyncResource):
         """Change what is given; of `metadata`, None removes a key."""
         changes = {"name": name, "tags": tags, "metadata": metadata, "priority": priority}
         body = {key: value for key, value in changes.items() if value is not None}
-        return self._take(await self._transport.json("PATCH", f"/jobs/{self.id}", json=body))
+        return self._take(await self._transport.json("PATCH", self._path, json=body))
 
     async def retry(self, *, from_scratch: bool = False) -> AsyncJob:
         """A new job that goes on from the last good checkpoint of this one, which failed or was cancelled."""
         body = {"from_scratch": from_scratch}
-        return AsyncJob.made(self._transport, await self._transport.json("POST", f"/jobs/{self.id}/retry", json=body))
+        return AsyncJob.made(self._transport, await self._transport.json("POST", f"{self._path}/retry", json=body))
 
     async def clone(self, **overrides: Any) -> AsyncJob:
         """A new job like this one, but for these members of a job's body, e.g. `config={"lora": {"rank": 16}}`."""
         body = {"overrides": overrides}
-        return AsyncJob.made(self._transport, await self._transport.json("POST", f"/jobs/{self.id}/clone", json=body))
+        return AsyncJob.made(self._transport, await self._transport.json("POST", f"{self._path}/clone", json=body))
 
     async def delete(self) -> None:
         """Delete it, once it has ended, with its checkpoints, log and samples. A model that it made stays."""
-        await self._transport.request("DELETE", f"/jobs/{self.id}")
+        await self._transport.request("DELETE", self._path)
 
     async def _act(self, what: str) -> Self:
-        return self._take(await self._transport.json("POST", f"/jobs/{self.id}/{what}"))
+        return self._take(await self._transport.json("POST", f"{self._path}/{what}"))
 
 
-class AsyncJobs:
+class AsyncJobs(AsyncCollection[AsyncJob]):
     """`client.jobs`."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
+    KIND = AsyncJob
 
     async def create(
         self,
@@ -210,7 +203,7 @@ class AsyncJobs:
         """
         body = _body(dataset, base_model, name, config, members)
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        return AsyncJob.made(self._transport, await self._transport.json("POST", "/jobs", json=body, headers=headers))
+        return await self._create(body, headers=headers)
 
     async def estimate(
         self,
@@ -225,14 +218,6 @@ class AsyncJobs:
         body = _body(dataset, base_model, name, config, members)
         return schemas.Estimate.model_validate(await self._transport.json("POST", "/jobs/estimate", json=body))
 
-    async def get(self, job_id: str) -> AsyncJob:
-        """One job.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        return AsyncJob.made(self._transport, await self._transport.json("GET", f"/jobs/{job_id}"))
-
     def list(
         self,
         *,
@@ -242,15 +227,7 @@ class AsyncJobs:
         limit: int | None = None,
     ) -> AsyncIterator[AsyncJob]:
         """Jobs, the newest first."""
-        return every(
-            self._transport,
-            "/jobs",
-            lambda body: AsyncJob.made(self._transport, body),
-            limit,
-            status=status,
-            tag=tag,
-            dataset_id=dataset_id,
-        )
+        return self._every(limit, status=status, tag=tag, dataset_id=dataset_id)
 
 
 def _body(

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from anyio import sleep
 
 from sam3_lora.client import schemas
-from sam3_lora.client._async.lists import every
-from sam3_lora.client._async.resources import AsyncResource
-from sam3_lora.client._patience import in_thread_async, wanted_delay
+from sam3_lora.client._async.resources import AsyncCollection, AsyncResource
+from sam3_lora.client._patience import in_thread_async
 from sam3_lora.client.errors import LocalFileError, WorkFailedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from sam3_lora.client._async.transport import AsyncTransport
 
-NOT_YET = 202
 POLL_S = 1.0
+PNG = "image/png"
+ENDED = ("succeeded", "failed")
 
 
 class AsyncModel(schemas.Model, AsyncResource):
     """A model of the service: the adapter of a job's best checkpoint."""
+
+    COLLECTION = "/models"
 
     async def predict(
         self,
@@ -59,22 +60,23 @@ class AsyncModel(schemas.Model, AsyncResource):
             "min_score": str(min_score),
             "untuned": str(untuned).lower(),
         }
-        accept = {"Accept": "application/json" if overlay is None else "image/png"}
+        accept = {"Accept": "application/json" if overlay is None else PNG}
         response = await self._transport.request(
-            "POST", f"/models/{self.id}/predict", files={"file": (name, content)}, data=data, headers=accept
+            "POST", f"{self._path}/predict", files={"file": (name, content)}, data=data, headers=accept
         )
         place = response.headers.get("content-location") or response.headers["location"]
-        while True:
-            found = schemas.Prediction.model_validate(await self._transport.json("GET", place))
-            if found.status == "failed":
-                error = found.error
-                raise WorkFailedError("the prediction failed" if error is None else f"{error.message} {error.hint}")
-            if found.status == "succeeded":
-                break
+        is_picture = response.headers["content-type"] == PNG
+        body = await self._transport.json("GET", place) if is_picture else response.json()
+        while (found := schemas.Prediction.model_validate(body)).status not in ENDED:
             await sleep(POLL_S)
+            body = await self._transport.json("GET", place)
+        if found.status == "failed":
+            error = found.error
+            raise WorkFailedError("the prediction failed" if error is None else f"{error.message} {error.hint}")
         if overlay is not None:
-            picture = await self._transport.request("GET", place, headers={"Accept": "image/png"})
-            await in_thread_async(Path(overlay).write_bytes, picture.content)
+            if not is_picture:
+                response = await self._transport.request("GET", place, headers={"Accept": PNG})
+            await in_thread_async(Path(overlay).write_bytes, response.content)
         return found
 
     async def download(
@@ -91,46 +93,24 @@ class AsyncModel(schemas.Model, AsyncResource):
             form: native: a zip with the adapter's own files. peft: a zip that peft loads onto the `Sam3Model` of
                 transformers. merged: one safetensors file of the base with the adapter folded in.
         """
-        path = f"/models/{self.id}/export?format={form}"
-        while True:
-            async with self._transport.stream(path, {}) as response:
-                if response.status_code != NOT_YET:
-                    break
-                delay = wanted_delay(response) or POLL_S
-            await sleep(delay)
+        path = f"{self._path}/export?format={form}"
         return await self._transport.download(path, Path(target), on_progress=on_progress)
 
     async def delete(self) -> None:
         """Delete it; its job keeps the checkpoint."""
-        await self._transport.request("DELETE", f"/models/{self.id}")
+        await self._transport.request("DELETE", self._path)
 
 
-class AsyncModels:
+class AsyncModels(AsyncCollection[AsyncModel]):
     """`client.models`."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
-
-    async def get(self, model_id: str) -> AsyncModel:
-        """One model.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        return AsyncModel.made(self._transport, await self._transport.json("GET", f"/models/{model_id}"))
+    KIND = AsyncModel
 
     def list(
         self, *, base_model: str | None = None, job_id: str | None = None, limit: int | None = None
     ) -> AsyncIterator[AsyncModel]:
         """Models, the newest first."""
-        return every(
-            self._transport,
-            "/models",
-            lambda body: AsyncModel.made(self._transport, body),
-            limit,
-            base_model=base_model,
-            job_id=job_id,
-        )
+        return self._every(limit, base_model=base_model, job_id=job_id)
 
 
 def _read(path: Path) -> bytes:

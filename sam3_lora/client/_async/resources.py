@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from anyio import sleep
 from pydantic import BaseModel, PrivateAttr
 
+from sam3_lora.client._async.lists import every
+from sam3_lora.client.errors import WaitTimeoutError
+
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from sam3_lora.client._async.transport import AsyncTransport
+
+FIRST_POLL_S, LONGEST_POLL_S = 0.5, 5.0
 
 
 class AsyncResource(BaseModel):
     """Something with an id, as the service last told of it."""
 
+    COLLECTION: ClassVar[str]
+    """Path of all of its kind."""
+
+    id: str
     _transport: AsyncTransport = PrivateAttr()
 
     @classmethod
@@ -22,6 +35,14 @@ class AsyncResource(BaseModel):
         found._transport = transport
         return found
 
+    async def refresh(self) -> Self:
+        """Look at it again."""
+        return self._take(await self._transport.json("GET", self._path))
+
+    @property
+    def _path(self) -> str:
+        return f"{self.COLLECTION}/{self.id}"
+
     def _take(self, body: dict[str, Any]) -> Self:
         """Become what the service tells now."""
         fresh = type(self).model_validate(body)
@@ -29,5 +50,46 @@ class AsyncResource(BaseModel):
             object.__setattr__(self, name, getattr(fresh, name))
         return self
 
-    async def _look(self, path: str) -> Self:
-        return self._take(await self._transport.json("GET", path))
+    async def _until(self, is_over: Callable[[Self], bool], timeout_s: float | None) -> Self:
+        """Look again, ever more rarely, until it is over.
+
+        Raises:
+            WaitTimeoutError: if that takes longer; it goes on.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        delay = FIRST_POLL_S
+        while not is_over(await self.refresh()):
+            if end is not None and time.monotonic() + delay > end:
+                raise WaitTimeoutError(f"{self.COLLECTION[1:-1]} {self.id} is still {getattr(self, 'status', '')}")
+            await sleep(delay)
+            delay = min(LONGEST_POLL_S, 1.5 * delay)
+        return self
+
+
+R = TypeVar("R", bound=AsyncResource)
+
+
+class AsyncCollection(Generic[R]):
+    """All of one kind that the service has."""
+
+    KIND: type[R]
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def get(self, id_: str) -> R:
+        """The one with this id.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
+        return self._made(await self._transport.json("GET", f"{self.KIND.COLLECTION}/{id_}"))
+
+    async def _create(self, body: dict[str, Any], **request: Any) -> R:
+        return self._made(await self._transport.json("POST", self.KIND.COLLECTION, json=body, **request))
+
+    def _every(self, limit: int | None, **query: Any) -> AsyncIterator[R]:
+        return every(self._transport, self.KIND.COLLECTION, self._made, limit, **query)
+
+    def _made(self, body: dict[str, Any]) -> R:
+        return self.KIND.made(self._transport, body)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from anyio import sleep
-
 from sam3_lora.client import schemas
-from sam3_lora.client._async.lists import every
-from sam3_lora.client._async.resources import AsyncResource
-from sam3_lora.client.errors import WaitTimeoutError
+from sam3_lora.client._async.resources import AsyncCollection, AsyncResource
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-
-    from sam3_lora.client._async.transport import AsyncTransport
-
-POLL_S = 2.0
 
 
 class AsyncSweep(schemas.Sweep, AsyncResource):
     """A sweep of the service."""
 
-    async def refresh(self) -> Self:
-        """Look at it again."""
-        return await self._look(f"/sweeps/{self.id}")
+    COLLECTION = "/sweeps"
 
     async def wait(self, *, timeout_s: float | None = None) -> Self:
         """Wait until all its jobs have ended; then `best` names the best of them, if one succeeded.
@@ -33,27 +22,21 @@ class AsyncSweep(schemas.Sweep, AsyncResource):
         Raises:
             WaitTimeoutError: if that takes longer; they go on.
         """
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        while not (await self.refresh()).is_terminal:
-            if end is not None and time.monotonic() + POLL_S > end:
-                raise WaitTimeoutError(f"sweep {self.id} is still {self.status}")
-            await sleep(POLL_S)
-        return self
+        return await self._until(lambda now: now.is_terminal, timeout_s)
 
     async def cancel(self) -> Self:
         """Cancel every job of it that has not ended."""
-        return self._take(await self._transport.json("POST", f"/sweeps/{self.id}/cancel"))
+        return self._take(await self._transport.json("POST", f"{self._path}/cancel"))
 
     async def delete(self) -> None:
         """Delete it, once it has ended, with its jobs; their models stay."""
-        await self._transport.request("DELETE", f"/sweeps/{self.id}")
+        await self._transport.request("DELETE", self._path)
 
 
-class AsyncSweeps:
+class AsyncSweeps(AsyncCollection[AsyncSweep]):
     """`client.sweeps`."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
+    KIND = AsyncSweep
 
     async def create(
         self,
@@ -74,16 +57,8 @@ class AsyncSweeps:
             trials: jobs of the method random.
         """
         body = {"name": name, "job": job, "parameters": parameters, "method": method, "trials": trials, "seed": seed}
-        return AsyncSweep.made(self._transport, await self._transport.json("POST", "/sweeps", json=body))
-
-    async def get(self, sweep_id: str) -> AsyncSweep:
-        """One sweep.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        return AsyncSweep.made(self._transport, await self._transport.json("GET", f"/sweeps/{sweep_id}"))
+        return await self._create(body)
 
     def list(self, *, limit: int | None = None) -> AsyncIterator[AsyncSweep]:
         """Sweeps, the newest first."""
-        return every(self._transport, "/sweeps", lambda body: AsyncSweep.made(self._transport, body), limit)
+        return self._every(limit)

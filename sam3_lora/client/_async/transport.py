@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 CHUNK_BYTES = 2**18
-PARTIAL, UNSATISFIABLE = 206, 416
+NOT_YET, PARTIAL, UNSATISFIABLE = 202, 206, 416
+MADE_POLL_S = 1.0
 DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]{44}):")
 
 
@@ -121,6 +122,8 @@ class AsyncTransport:
         Until then it grows beside it, as `.part`, and goes on there: after a lost connection, and if its hash is given,
         also in another process.
 
+        One that the server is still making (202) is waited for.
+
         Args:
             sha256: what it must have; else what the server tells.
             on_progress: called with bytes that are there, and of all of them.
@@ -159,6 +162,10 @@ class AsyncTransport:
                         if response.headers.get("content-range", "").rpartition("/")[2] == str(there):
                             return None
                         part.unlink()
+                        continue
+                    if response.status_code == NOT_YET:
+                        patience.reset()
+                        await sleep(wanted_delay(response) or MADE_POLL_S)
                         continue
                     tag = response.headers.get("etag", tag)
                     is_rest = response.status_code == PARTIAL

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from sam3_lora.client import schemas
 from sam3_lora.client._patience import in_thread
-from sam3_lora.client._sync.resources import Resource
+from sam3_lora.client._sync.resources import Collection, Resource
 from sam3_lora.client.errors import ClientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sam3_lora.client._sync.transport import Transport
-
 
 class Checkpoint(schemas.Checkpoint, Resource):
     """A checkpoint of the service."""
+
+    COLLECTION = "/checkpoints"
 
     def download(
         self,
@@ -51,20 +51,10 @@ class Checkpoint(schemas.Checkpoint, Resource):
         return path
 
 
-class Checkpoints:
+class Checkpoints(Collection[Checkpoint]):
     """`client.checkpoints`."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def get(self, checkpoint_id: str) -> Checkpoint:
-        """One checkpoint.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        body = self._transport.json("GET", f"/checkpoints/{checkpoint_id}")
-        return Checkpoint.made(self._transport, body)
+    KIND = Checkpoint
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
 
 from sam3_lora.client import schemas
@@ -15,6 +14,7 @@ from sam3_lora.client._sync.jobs import Jobs
 from sam3_lora.client._sync.models import Models
 from sam3_lora.client._sync.sweeps import Sweeps
 from sam3_lora.client._sync.transport import Transport
+from sam3_lora.version import VERSION
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,7 +53,7 @@ class Client:
             api_key=api_key or os.environ.get(KEY_VARIABLE),
             timeout_s=timeout_s,
             retry_for_s=retry_for_s,
-            agent=f"sam3-lora-client/{_version()}",
+            agent=f"sam3-lora-client/{VERSION}",
             **options,
         )
         self.datasets = Datasets(self._transport)
@@ -91,10 +91,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _version() -> str:
-    try:
-        return version("sam3-lora-service")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+source"

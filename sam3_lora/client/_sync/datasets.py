@@ -3,33 +3,24 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from time import sleep
 from typing import TYPE_CHECKING, Any, Self
 
 from sam3_lora.client import schemas
 from sam3_lora.client._archives import Source
 from sam3_lora.client._patience import in_thread
 from sam3_lora.client._sync import uploads
-from sam3_lora.client._sync.lists import every
-from sam3_lora.client._sync.resources import Resource
-from sam3_lora.client.errors import DatasetNotReadyError, WaitTimeoutError
+from sam3_lora.client._sync.resources import Collection, Resource
+from sam3_lora.client.errors import DatasetNotReadyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from sam3_lora.client._sync.transport import Transport
-
-FIRST_POLL_S, LONGEST_POLL_S = 0.5, 5.0
 
 
 class Dataset(schemas.Dataset, Resource):
     """A dataset of the service."""
 
-    def refresh(self) -> Self:
-        """Look at it again."""
-        return self._look(f"/datasets/{self.id}")
+    COLLECTION = "/datasets"
 
     def wait(self, *, timeout_s: float | None = None, check: bool = True) -> Self:
         """Wait until it has been checked.
@@ -41,31 +32,24 @@ class Dataset(schemas.Dataset, Resource):
             DatasetNotReadyError: with the report, if it cannot be trained on.
             WaitTimeoutError: if that takes longer.
         """
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        delay = FIRST_POLL_S
-        while (self.refresh()).status == "processing":
-            if end is not None and time.monotonic() + delay > end:
-                raise WaitTimeoutError(f"dataset {self.id} is still being checked")
-            sleep(delay)
-            delay = min(LONGEST_POLL_S, 1.5 * delay)
+        self._until(lambda now: now.status != "processing", timeout_s)
         if check and self.status != "ready":
             raise DatasetNotReadyError(self, self.report())
         return self
 
     def report(self) -> schemas.DatasetValidation:
         """Every fault that the check found, with what to do about it, and counts by category."""
-        return schemas.DatasetValidation.model_validate(self._transport.json("GET", f"/datasets/{self.id}/validation"))
+        return schemas.DatasetValidation.model_validate(self._transport.json("GET", f"{self._path}/validation"))
 
     def delete(self) -> None:
         """Delete it. Jobs that have ended keep what they have."""
-        self._transport.request("DELETE", f"/datasets/{self.id}")
+        self._transport.request("DELETE", self._path)
 
 
-class Datasets:
+class Datasets(Collection[Dataset]):
     """`client.datasets`."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    KIND = Dataset
 
     def upload(
         self,
@@ -100,22 +84,8 @@ class Datasets:
             sha256: that the archive must have.
         """
         body = {"source": source, "name": name, "sha256": sha256}
-        return Dataset.made(self._transport, self._transport.json("POST", "/datasets", json=body))
-
-    def get(self, dataset_id: str) -> Dataset:
-        """One dataset.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        return Dataset.made(self._transport, self._transport.json("GET", f"/datasets/{dataset_id}"))
+        return self._create(body)
 
     def list(self, *, status: str | None = None, limit: int | None = None) -> Iterator[Dataset]:
         """Datasets, the newest first; `status`: only those that are e.g. `ready`."""
-        return every(
-            self._transport,
-            "/datasets",
-            lambda body: Dataset.made(self._transport, body),
-            limit,
-            status=status,
-        )
+        return self._every(limit, status=status)

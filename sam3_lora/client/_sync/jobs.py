@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from sam3_lora.client import schemas
 from sam3_lora.client._sync.checkpoints import Checkpoint
 from sam3_lora.client._sync.following import follow
-from sam3_lora.client._sync.lists import every
 from sam3_lora.client._sync.models import Model
-from sam3_lora.client._sync.resources import Resource
+from sam3_lora.client._sync.resources import Collection, Resource
 from sam3_lora.client.errors import ClientError, JobNotSucceededError, WaitTimeoutError
 from sam3_lora.client.progress import shown
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sam3_lora.client._sync.datasets import Dataset
-    from sam3_lora.client._sync.transport import Transport
 
 WAIT_S = 25.0  # for which the server holds an answer back
 CALM_S = 0.5  # at least between two looks: a trainer reports several steps a second
@@ -30,9 +28,7 @@ CALM_S = 0.5  # at least between two looks: a trainer reports several steps a se
 class Job(schemas.Job, Resource):
     """A job of the service."""
 
-    def refresh(self) -> Self:
-        """Look at it again."""
-        return self._look(f"/jobs/{self.id}")
+    COLLECTION = "/jobs"
 
     def wait(
         self,
@@ -57,7 +53,7 @@ class Job(schemas.Job, Resource):
             while True:
                 left = WAIT_S if end is None else min(WAIT_S, end - time.monotonic())
                 wait = {"Prefer": f"wait={max(0, int(left))}"} if headers else {}
-                response = self._transport.request("GET", f"/jobs/{self.id}", headers=headers | wait)
+                response = self._transport.request("GET", self._path, headers=headers | wait)
                 if response.content:
                     self._take(response.json())
                     headers = {"If-None-Match": response.headers["etag"]}
@@ -76,30 +72,30 @@ class Job(schemas.Job, Resource):
 
         A broken connection is made again; no event is missed and none comes twice.
         """
-        for event in follow(self._transport, f"/jobs/{self.id}/events/stream", after):
+        for event in follow(self._transport, f"{self._path}/events/stream", after):
             yield schemas.Event.model_validate_json(event.data)
 
     def logs(self, *, follow_on: bool = False) -> Iterator[str]:
         """Its trainer's log, in pieces as they come; with `follow_on`, until it has ended."""
         if not follow_on:
-            yield (self._transport.request("GET", f"/jobs/{self.id}/logs", headers={"Accept": "text/plain"})).text
+            yield (self._transport.request("GET", f"{self._path}/logs", headers={"Accept": "text/plain"})).text
             return
-        for event in follow(self._transport, f"/jobs/{self.id}/logs/stream", 0):
+        for event in follow(self._transport, f"{self._path}/logs/stream", 0):
             yield str(event.json()["text"])
 
     def metrics(self, *, after_step: int | None = None, max_points: int | None = None) -> schemas.Metrics:
         """Its curves, by name."""
         params = {"after_step": after_step, "max_points": max_points}
         given = {name: value for name, value in params.items() if value is not None}
-        return schemas.Metrics.model_validate(self._transport.json("GET", f"/jobs/{self.id}/metrics", params=given))
+        return schemas.Metrics.model_validate(self._transport.json("GET", f"{self._path}/metrics", params=given))
 
     def evaluation(self) -> schemas.Evaluation:
         """Base against tuned, overall and by category."""
-        return schemas.Evaluation.model_validate(self._transport.json("GET", f"/jobs/{self.id}/evaluation"))
+        return schemas.Evaluation.model_validate(self._transport.json("GET", f"{self._path}/evaluation"))
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """Its checkpoints, the newest first."""
-        page = self._transport.json("GET", f"/jobs/{self.id}/checkpoints")
+        page = self._transport.json("GET", f"{self._path}/checkpoints")
         return [Checkpoint.made(self._transport, body) for body in page["data"]]
 
     def best_checkpoint(self) -> Checkpoint:
@@ -157,31 +153,30 @@ class Job(schemas.Job, Resource):
         """Change what is given; of `metadata`, None removes a key."""
         changes = {"name": name, "tags": tags, "metadata": metadata, "priority": priority}
         body = {key: value for key, value in changes.items() if value is not None}
-        return self._take(self._transport.json("PATCH", f"/jobs/{self.id}", json=body))
+        return self._take(self._transport.json("PATCH", self._path, json=body))
 
     def retry(self, *, from_scratch: bool = False) -> Job:
         """A new job that goes on from the last good checkpoint of this one, which failed or was cancelled."""
         body = {"from_scratch": from_scratch}
-        return Job.made(self._transport, self._transport.json("POST", f"/jobs/{self.id}/retry", json=body))
+        return Job.made(self._transport, self._transport.json("POST", f"{self._path}/retry", json=body))
 
     def clone(self, **overrides: Any) -> Job:
         """A new job like this one, but for these members of a job's body, e.g. `config={"lora": {"rank": 16}}`."""
         body = {"overrides": overrides}
-        return Job.made(self._transport, self._transport.json("POST", f"/jobs/{self.id}/clone", json=body))
+        return Job.made(self._transport, self._transport.json("POST", f"{self._path}/clone", json=body))
 
     def delete(self) -> None:
         """Delete it, once it has ended, with its checkpoints, log and samples. A model that it made stays."""
-        self._transport.request("DELETE", f"/jobs/{self.id}")
+        self._transport.request("DELETE", self._path)
 
     def _act(self, what: str) -> Self:
-        return self._take(self._transport.json("POST", f"/jobs/{self.id}/{what}"))
+        return self._take(self._transport.json("POST", f"{self._path}/{what}"))
 
 
-class Jobs:
+class Jobs(Collection[Job]):
     """`client.jobs`."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    KIND = Job
 
     def create(
         self,
@@ -208,7 +203,7 @@ class Jobs:
         """
         body = _body(dataset, base_model, name, config, members)
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        return Job.made(self._transport, self._transport.json("POST", "/jobs", json=body, headers=headers))
+        return self._create(body, headers=headers)
 
     def estimate(
         self,
@@ -223,14 +218,6 @@ class Jobs:
         body = _body(dataset, base_model, name, config, members)
         return schemas.Estimate.model_validate(self._transport.json("POST", "/jobs/estimate", json=body))
 
-    def get(self, job_id: str) -> Job:
-        """One job.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        return Job.made(self._transport, self._transport.json("GET", f"/jobs/{job_id}"))
-
     def list(
         self,
         *,
@@ -240,15 +227,7 @@ class Jobs:
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Jobs, the newest first."""
-        return every(
-            self._transport,
-            "/jobs",
-            lambda body: Job.made(self._transport, body),
-            limit,
-            status=status,
-            tag=tag,
-            dataset_id=dataset_id,
-        )
+        return self._every(limit, status=status, tag=tag, dataset_id=dataset_id)
 
 
 def _body(

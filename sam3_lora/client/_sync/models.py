@@ -8,22 +8,23 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Literal
 
 from sam3_lora.client import schemas
-from sam3_lora.client._patience import in_thread, wanted_delay
-from sam3_lora.client._sync.lists import every
-from sam3_lora.client._sync.resources import Resource
+from sam3_lora.client._patience import in_thread
+from sam3_lora.client._sync.resources import Collection, Resource
 from sam3_lora.client.errors import LocalFileError, WorkFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sam3_lora.client._sync.transport import Transport
 
-NOT_YET = 202
 POLL_S = 1.0
+PNG = "image/png"
+ENDED = ("succeeded", "failed")
 
 
 class Model(schemas.Model, Resource):
     """A model of the service: the adapter of a job's best checkpoint."""
+
+    COLLECTION = "/models"
 
     def predict(
         self,
@@ -59,22 +60,23 @@ class Model(schemas.Model, Resource):
             "min_score": str(min_score),
             "untuned": str(untuned).lower(),
         }
-        accept = {"Accept": "application/json" if overlay is None else "image/png"}
+        accept = {"Accept": "application/json" if overlay is None else PNG}
         response = self._transport.request(
-            "POST", f"/models/{self.id}/predict", files={"file": (name, content)}, data=data, headers=accept
+            "POST", f"{self._path}/predict", files={"file": (name, content)}, data=data, headers=accept
         )
         place = response.headers.get("content-location") or response.headers["location"]
-        while True:
-            found = schemas.Prediction.model_validate(self._transport.json("GET", place))
-            if found.status == "failed":
-                error = found.error
-                raise WorkFailedError("the prediction failed" if error is None else f"{error.message} {error.hint}")
-            if found.status == "succeeded":
-                break
+        is_picture = response.headers["content-type"] == PNG
+        body = self._transport.json("GET", place) if is_picture else response.json()
+        while (found := schemas.Prediction.model_validate(body)).status not in ENDED:
             sleep(POLL_S)
+            body = self._transport.json("GET", place)
+        if found.status == "failed":
+            error = found.error
+            raise WorkFailedError("the prediction failed" if error is None else f"{error.message} {error.hint}")
         if overlay is not None:
-            picture = self._transport.request("GET", place, headers={"Accept": "image/png"})
-            in_thread(Path(overlay).write_bytes, picture.content)
+            if not is_picture:
+                response = self._transport.request("GET", place, headers={"Accept": PNG})
+            in_thread(Path(overlay).write_bytes, response.content)
         return found
 
     def download(
@@ -91,46 +93,24 @@ class Model(schemas.Model, Resource):
             form: native: a zip with the adapter's own files. peft: a zip that peft loads onto the `Sam3Model` of
                 transformers. merged: one safetensors file of the base with the adapter folded in.
         """
-        path = f"/models/{self.id}/export?format={form}"
-        while True:
-            with self._transport.stream(path, {}) as response:
-                if response.status_code != NOT_YET:
-                    break
-                delay = wanted_delay(response) or POLL_S
-            sleep(delay)
+        path = f"{self._path}/export?format={form}"
         return self._transport.download(path, Path(target), on_progress=on_progress)
 
     def delete(self) -> None:
         """Delete it; its job keeps the checkpoint."""
-        self._transport.request("DELETE", f"/models/{self.id}")
+        self._transport.request("DELETE", self._path)
 
 
-class Models:
+class Models(Collection[Model]):
     """`client.models`."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def get(self, model_id: str) -> Model:
-        """One model.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        return Model.made(self._transport, self._transport.json("GET", f"/models/{model_id}"))
+    KIND = Model
 
     def list(
         self, *, base_model: str | None = None, job_id: str | None = None, limit: int | None = None
     ) -> Iterator[Model]:
         """Models, the newest first."""
-        return every(
-            self._transport,
-            "/models",
-            lambda body: Model.made(self._transport, body),
-            limit,
-            base_model=base_model,
-            job_id=job_id,
-        )
+        return self._every(limit, base_model=base_model, job_id=job_id)
 
 
 def _read(path: Path) -> bytes:

@@ -3,29 +3,19 @@
 
 from __future__ import annotations
 
-import time
-from time import sleep
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sam3_lora.client import schemas
-from sam3_lora.client._sync.lists import every
-from sam3_lora.client._sync.resources import Resource
-from sam3_lora.client.errors import WaitTimeoutError
+from sam3_lora.client._sync.resources import Collection, Resource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from sam3_lora.client._sync.transport import Transport
-
-POLL_S = 2.0
 
 
 class Sweep(schemas.Sweep, Resource):
     """A sweep of the service."""
 
-    def refresh(self) -> Self:
-        """Look at it again."""
-        return self._look(f"/sweeps/{self.id}")
+    COLLECTION = "/sweeps"
 
     def wait(self, *, timeout_s: float | None = None) -> Self:
         """Wait until all its jobs have ended; then `best` names the best of them, if one succeeded.
@@ -33,27 +23,21 @@ class Sweep(schemas.Sweep, Resource):
         Raises:
             WaitTimeoutError: if that takes longer; they go on.
         """
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        while not (self.refresh()).is_terminal:
-            if end is not None and time.monotonic() + POLL_S > end:
-                raise WaitTimeoutError(f"sweep {self.id} is still {self.status}")
-            sleep(POLL_S)
-        return self
+        return self._until(lambda now: now.is_terminal, timeout_s)
 
     def cancel(self) -> Self:
         """Cancel every job of it that has not ended."""
-        return self._take(self._transport.json("POST", f"/sweeps/{self.id}/cancel"))
+        return self._take(self._transport.json("POST", f"{self._path}/cancel"))
 
     def delete(self) -> None:
         """Delete it, once it has ended, with its jobs; their models stay."""
-        self._transport.request("DELETE", f"/sweeps/{self.id}")
+        self._transport.request("DELETE", self._path)
 
 
-class Sweeps:
+class Sweeps(Collection[Sweep]):
     """`client.sweeps`."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    KIND = Sweep
 
     def create(
         self,
@@ -74,16 +58,8 @@ class Sweeps:
             trials: jobs of the method random.
         """
         body = {"name": name, "job": job, "parameters": parameters, "method": method, "trials": trials, "seed": seed}
-        return Sweep.made(self._transport, self._transport.json("POST", "/sweeps", json=body))
-
-    def get(self, sweep_id: str) -> Sweep:
-        """One sweep.
-
-        Raises:
-            NotFoundError: if there is none.
-        """
-        return Sweep.made(self._transport, self._transport.json("GET", f"/sweeps/{sweep_id}"))
+        return self._create(body)
 
     def list(self, *, limit: int | None = None) -> Iterator[Sweep]:
         """Sweeps, the newest first."""
-        return every(self._transport, "/sweeps", lambda body: Sweep.made(self._transport, body), limit)
+        return self._every(limit)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Response
 from sqlalchemy.exc import SQLAlchemyError
 
+from sam3_lora.version import VERSION
 from service.api.deps import AppServices, ReadUnit, Services
 from service.api.errors import problem_responses
 from service.api.exposition import OPENMETRICS, PLAIN
@@ -13,7 +14,6 @@ from service.api.schemas.operations import QueueRead, WorkerList, queue_read, wo
 from service.shared.db.migrate import Schema, schema_of
 from service.shared.queue import KINDS, Task
 from service.usecases.queue import overview
-from service.version import VERSION
 
 router = APIRouter(tags=["operations"])
 
