@@ -22,7 +22,7 @@ import httpx
 
 from benchmarks import record
 from demo.__main__ import running_service
-from demo.api import Api
+from sam3_lora.client import Client
 from sam3_lora.synthetic.coco_export import write_dataset
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
         image = (folder / "drawn" / "valid" / "scene_0001.jpg").read_bytes()
         archive = Path(make_archive(str(folder / "shapes"), "zip", folder / "drawn"))
         with running_service(folder / "service") as url:
-            models = [train(Api(url), archive) for _ in range(2)]
+            with Client(url) as trained:
+                models = [train(trained, archive) for _ in range(2)]
             client = httpx.Client(base_url=f"{url}/v1", timeout=300)
             first = ask(client, models[0], image)
             rows: list[dict[str, Any]] = [{"models": "first question", **first}]
@@ -64,11 +65,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def train(api: Api, archive: Path) -> str:
+def train(client: Client, archive: Path) -> str:
     """Id of the model of a new, very short job."""
-    dataset = api.upload(archive, "shapes")
-    *_, job = api.follow(api.create_job({**JOB, "dataset_id": dataset["id"]})["id"])
-    return str(job["result"]["model_id"])
+    return client.jobs.create(client.datasets.upload(archive), **JOB).wait().model().id
 
 
 def ask(client: httpx.Client, model_id: str, image: bytes) -> dict[str, float]:

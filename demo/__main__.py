@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from demo.api import Api, DemoError
+from sam3_lora.client import Client, schemas
+from sam3_lora.client.errors import ClientError
 from sam3_lora.coco.archive import extract
 from sam3_lora.coco.layout import Split, find_layout
 from sam3_lora.synthetic.coco_export import write_dataset
@@ -48,39 +49,43 @@ CONFIG: dict[str, Any] = {
 console = Console(highlight=False)
 
 
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
 def main() -> int:
     options = _parse()
     warnings.filterwarnings("ignore")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sam3-demo-") as scratch:
         try:
-            with running_service(Path(scratch) / "service") as url:
-                _run(Api(url), options, Path(scratch), began)
-        except DemoError as error:
+            with running_service(Path(scratch) / "service") as url, Client(url) as client:
+                _run(client, options, Path(scratch), began)
+        except (DemoError, ClientError) as error:
             console.print(f"demo: {error}", style="red", markup=False)
             return 1
     return 0
 
 
-def _run(api: Api, options: argparse.Namespace, scratch: Path, began: float) -> None:
+def _run(client: Client, options: argparse.Namespace, scratch: Path, began: float) -> None:
     archive = Path(options.dataset) if options.dataset else draw_dataset(scratch)
     console.print(f"Uploading {archive.name} ({archive.stat().st_size / 1e6:.1f} MB)")
-    dataset = api.wait_for_dataset(api.upload(archive, archive.stem)["id"])
-    summary = dataset["summary"]
+    dataset = client.datasets.upload(archive).wait()
+    summary = dataset.summary or {}
     console.print(
-        f"Dataset {dataset['id']}: {summary['images']} images, {summary['instances']} objects, "
+        f"Dataset {dataset.id}: {summary['images']} images, {summary['instances']} objects, "
         f"{summary['errors']} errors, {summary['warnings']} warnings"
     )
-    request = {"name": "demo", "base_model": "sam3-tiny", "dataset_id": dataset["id"], "config": CONFIG}
-    created = api.create_job(request)
-    console.print(f"Job {created['id']} posted; a worker trains it in a process of its own")
-    job = watch(api, created["id"])
-    if job["status"] != "succeeded":
-        console.print(api.logs(job["id"])[-3000:], markup=False)
-        raise DemoError(f"the job is {job['status']}: {(job['error'] or {}).get('message', job['status_reason'])}")
+    job = client.jobs.create(dataset, name="demo", base_model="sam3-tiny", config=CONFIG)
+    console.print(f"Job {job.id} posted; a worker trains it in a process of its own")
+    with watched() as show:
+        job.wait(progress=show, check=False)
+    if job.status != "succeeded":
+        console.print("".join(job.logs())[-3000:], markup=False)
+        raise DemoError(f"the job is {job.status}: {job.status_reason if job.error is None else job.error.message}")
     adapter = HERE / "data" / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
-    api.download_adapter(job, adapter)
+    job.download(adapter)
     console.print(f"Adapter downloaded to {_shown(adapter)}, sha256 checked")
     unpacked = extract(archive, scratch / "unpacked").root
     layout = find_layout(unpacked)
@@ -101,38 +106,41 @@ def draw_dataset(scratch: Path) -> Path:
     return Path(shutil.make_archive(str(scratch / "shapes"), "zip", scratch / "drawn"))
 
 
-def watch(api: Api, job_id: str) -> dict[str, Any]:
-    """Show the job until it ends; a bar on a terminal, a line per phase and tenth elsewhere."""
+@contextmanager
+def watched() -> Iterator[Callable[[schemas.Job], object]]:
+    """What to call with every news of a job: a bar on a terminal, a line per phase and tenth elsewhere."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("step {task.fields[step]}  loss {task.fields[loss]}  {task.fields[eta]} left"),
         TimeElapsedColumn(),
     )
-    job: dict[str, Any] = {}
     shown: tuple[object, ...] = ()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("queued", total=100.0, step="-", loss="-", eta="-")
-        for job in api.follow(job_id):
-            progress = job["progress"] or {}
+
+        def show(job: schemas.Job) -> None:
+            nonlocal shown
+            progress = {} if job.progress is None else job.progress.model_dump()
             fields: dict[str, Any] = {
                 "step": f"{progress.get('step') or '-'}/{progress.get('steps') or '-'}",
                 "loss": f"{progress['loss']:.0f}" if progress.get("loss") is not None else "-",
                 "eta": f"{progress['eta_s']:.0f} s" if progress.get("eta_s") is not None else "-",
             }
-            name = job["phase"] if job["status"] == "running" and job["phase"] else job["status"]
+            name = job.phase if job.status == "running" and job.phase else job.status
             percent = progress.get("percent") or 0.0
             bar.update(task, description=name, completed=percent, **fields)
             line = (name, int(percent // 10))
             if not console.is_terminal and line != shown:
                 shown = line
                 console.print(f"  {name:<20} step {fields['step']}  loss {fields['loss']}  {fields['eta']} left")
-    return job
+
+        yield show
 
 
-def report(job: dict[str, Any], began: float) -> None:
+def report(job: schemas.Job, began: float) -> None:
     """The table, and the last line that scripts read."""
-    result, trainable = job["result"], job["trainable"]
+    result, trainable = job.result or {}, job.trainable or {}
     base, tuned = result["base"]["metrics"], result["best"]["evaluation"]["metrics"]
     table = Table("metric", "base", "tuned", title="on the validation images")
     for name in ("segm_mAP", "segm_mAP50", "bbox_mAP", "cgF1", "IL_FPR"):
@@ -145,7 +153,7 @@ def report(job: dict[str, Any], began: float) -> None:
     )
     total = time.monotonic() - began
     print(
-        f"demo: job={job['status']} segm_mAP_base={_figure(base['segm_mAP'])} "
+        f"demo: job={job.status} segm_mAP_base={_figure(base['segm_mAP'])} "
         f"segm_mAP_tuned={_figure(tuned['segm_mAP'])} trainable_percent={percent:.2f} "
         f"train_seconds={result['train_seconds']:.0f} total_seconds={total:.0f}"
     )
