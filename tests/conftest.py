@@ -1,5 +1,6 @@
 """One thread for torch: the models here are small, and spinning threads on a busy machine cost minutes."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -15,3 +16,13 @@ def _same_umask() -> Iterator[None]:
     os.umask(before)
     yield
     os.umask(before)
+
+
+@pytest.fixture(autouse=True)
+def _same_logging() -> Iterator[None]:
+    """Commands that run in this process log to the streams of their test, which are closed when it has ended."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)

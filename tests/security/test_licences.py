@@ -69,7 +69,8 @@ def brought_along(requirements: list[str]) -> set[str]:
 def test_what_an_installation_brings_may_be_used_and_passed_on() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     parts = project["optional-dependencies"]
-    found = brought_along([*project["dependencies"], *parts["train"], *parts["embedded"], *parts["tracing"]])
+    used = ("service", "train", "embedded", "tracing")
+    found = brought_along([*project["dependencies"], *(each for part in used for each in parts[part])])
     assert {"torch", "fastapi", "celery", "pysqlite3", "opentelemetry-sdk", "psycopg-binary"} <= found
     free = UNCHANGED | set(READ)
     others = {name: licence(name) for name in found if not is_permissive(licence(name))}
