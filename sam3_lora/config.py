@@ -49,6 +49,7 @@ def _number(value: object) -> object:
 
 
 BaseName = Literal["sam3", "sam3-tiny"]
+TrackerName = Literal["mlflow", "wandb"]
 Metric = Literal["segm_mAP", "segm_mAP50", "bbox_mAP", "bbox_mAP50", "cgF1"]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=1, le=256)]
@@ -321,6 +322,18 @@ class OutputConfig(Section):
     """Run directory: configuration, logs, checkpoints, report."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    trackers: list[TrackerName] = []
+    """Where configuration and metrics are sent as well: mlflow, wandb. Each takes its own environment variables."""
+    project: str = Field("sam3-lora", min_length=1, max_length=128)
+    """Experiment of MLflow, project of Weights & Biases."""
+    run_name: str | None = Field(None, min_length=1, max_length=128)
+    """What trackers call the run; None: the name of `dir`."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, names: list[TrackerName]) -> list[TrackerName]:
+        return list(dict.fromkeys(names))
+
     feature_cache: Path | None = Field(None, strict=False)
     """Folder where features of frozen layers are kept, for later runs with the same base too; None: in memory."""
 

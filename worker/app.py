@@ -82,6 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
         settings = load()
         logs.configure(settings.log_level, f"{options.queue}-worker", secrets_of(settings, os.environ))
         logs.catch_rest()
+        if options.queue == GPU:
+            faults += without_library(settings)
         checks.require(settings, checks.data_dir, checks.database)
         if not settings.checkpoint_from_hub:
             leave_hub_out(os.environ)
@@ -94,6 +96,15 @@ def main(arguments: list[str] | None = None) -> None:
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     work(settings, options.queue, found)
+
+
+def without_library(settings: Settings) -> list[str]:
+    """What to tell of trackers that are asked for and not installed."""
+    return [
+        f"SAM3_TRACKERS: {name} is not installed: pip install 'sam3-lora-service[service,train,{name}]'"
+        for name in settings.trackers
+        if importlib.util.find_spec(name) is None
+    ]
 
 
 def work(

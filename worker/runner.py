@@ -231,7 +231,9 @@ class TrainingRunner(Runner["Job"]):
 
         with (
             tracing.span("trainer", gpus=job.gpus),
-            Trainer(command, log=log_file, temporary=temporary, limits=limits) as trainer,
+            Trainer(
+                command, log=log_file, temporary=temporary, limits=limits, trackers=bool(self._settings.trackers)
+            ) as trainer,
             lease.passed_on(trainer.renew),
         ):
             used = gpus.visible()[: job.gpus]
@@ -275,7 +277,12 @@ class TrainingRunner(Runner["Job"]):
                     "checkpoint": None if checkpoint is None else str(checkpoint),
                     "adapter": None if adapter is None else str(adapter),
                 },
-                "output": {"dir": str(run_dir)},
+                "output": {
+                    "dir": str(run_dir),
+                    "trackers": list(self._settings.trackers),
+                    "project": self._settings.tracker_project,
+                    "run_name": f"{job.name[:80]} {job.id}" if job.name else job.id,
+                },
             },
         )
 

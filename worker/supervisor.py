@@ -37,6 +37,8 @@ ENVIRONMENT = re.compile(
 )
 # The way to the hub of weights, in which there may be a password.
 WAY_OUT = re.compile(r"SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|(?i:https?_proxy|no_proxy)")
+# For trainers that send metrics to trackers.
+OF_TRACKERS = re.compile(r"(MLFLOW|WANDB|DATABRICKS)_.*")
 OFFLINE = "HF_HUB_OFFLINE"
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
@@ -87,15 +89,17 @@ class Ending:
 class Trainer:
     """A trainer process, from its start to the end of the last process of its group; a context manager."""
 
-    def __init__(self, command: list[str], *, log: Path, temporary: Path, limits: Limits) -> None:
-        """Spawn the process from the calling thread, whose end would kill it."""
+    def __init__(
+        self, command: list[str], *, log: Path, temporary: Path, limits: Limits, trackers: bool = False
+    ) -> None:
+        """Spawn the process from the calling thread, whose end would kill it; `trackers`: with the way to them."""
         self._limits = limits
         self._process = subprocess.Popen(
             tether.command(command, expendable=True),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=scrubbed(os.environ) | {"TMPDIR": str(temporary), "PYTHONFAULTHANDLER": "1"},
+            env=scrubbed(os.environ, trackers=trackers) | {"TMPDIR": str(temporary), "PYTHONFAULTHANDLER": "1"},
             start_new_session=True,
         )
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
@@ -251,12 +255,14 @@ def leave_hub_out(environment: MutableMapping[str, str]) -> None:
     environment[OFFLINE] = "1"
 
 
-def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that a trainer may see."""
-    is_offline = environment.get(OFFLINE) == "1"
+def scrubbed(environment: Mapping[str, str], *, trackers: bool = False) -> dict[str, str]:
+    """The part of an environment that a trainer may see; `trackers`: one that sends metrics to some."""
+    goes_out = trackers or environment.get(OFFLINE) != "1"
     passed = {
         name: value
         for name, value in environment.items()
-        if ENVIRONMENT.fullmatch(name) or (WAY_OUT.fullmatch(name) and not is_offline)
+        if ENVIRONMENT.fullmatch(name)
+        or (goes_out and WAY_OUT.fullmatch(name))
+        or (trackers and OF_TRACKERS.fullmatch(name))
     }
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | passed  # in which `worker.device` numbers GPUs; CUDA's own is by speed

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: progress, metrics and messages, to the reporter, the log and TensorBoard."""
+"""What a run tells while it runs: progress, metrics and messages, to the reporter, log, TensorBoard and trackers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sam3_lora.events import Event, EventType, Level, Phase, Reporter, finite
+from sam3_lora.training.trackers import Trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from sam3_lora.config import TrackerName
+    from sam3_lora.training.trackers import Ended
 
 log = logging.getLogger("sam3_lora.training")
 PROGRESS_INTERVAL_S = 0.5
@@ -25,7 +29,19 @@ METRIC_POINTS = 2000  # per run and metric: longer runs report means of several 
 class RunReporter:
     """Sends the events of one run and writes its logs, below `folder` (None: writes nothing)."""
 
-    def __init__(self, reporter: Reporter, folder: Path | None, *, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        reporter: Reporter,
+        folder: Path | None,
+        *,
+        tensorboard: bool = False,
+        trackers: Sequence[TrackerName] = (),
+        project: str = "",
+        run_name: str | None = None,
+    ) -> None:
+        self._trackers = None
+        if folder is not None and trackers:
+            self._trackers = Trackers(trackers, project, run_name or folder.resolve().name, folder / "logs")
         self._report = reporter
         self._handler = None if folder is None else _log_to(folder / "logs")
         self._board = None if folder is None or not tensorboard else _summary_writer(folder / "logs")
@@ -42,6 +58,15 @@ class RunReporter:
         self._place = _place(epoch, epochs, step, steps, loss=None)
         if self._file is not None:
             self._file.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
+
+    def track(self, config: Mapping[str, Any], kept: Mapping[str, str]) -> None:
+        """Have the trackers begin; `kept` is the `tracked` of the run that this one goes on from."""
+        if self._trackers is not None:
+            self._trackers.begin(config, kept)
+
+    def tracked(self) -> dict[str, str]:
+        """Ids of this run, by tracker."""
+        return {} if self._trackers is None else self._trackers.ids()
 
     def phase(self, phase: Phase) -> None:
         if phase is not self._phase:
@@ -96,8 +121,19 @@ class RunReporter:
             for name, value in values.items():
                 if value is not None:
                     self._board.add_scalar(name, value, step)
+        if self._trackers is not None:
+            self._trackers.log(clean, step=step, epoch=epoch)
+            self._tell_faults(self._trackers)
 
-    def close(self) -> None:
+    def _tell_faults(self, trackers: Trackers) -> None:
+        for fault in trackers.faults():
+            self.message(fault, Level.WARNING)
+
+    def close(self, ended: Ended) -> None:
+        """Close everything that is written to, and tell the trackers how the run ended."""
+        if self._trackers is not None:
+            self._trackers.end(ended)
+            self._tell_faults(self._trackers)
         if self._board is not None:
             self._board.close()
         if self._handler is not None:

@@ -53,6 +53,7 @@ from sam3_lora.training.setup import (
     unwritable,
 )
 from sam3_lora.training.step import Stepper
+from sam3_lora.training.trackers import Ended
 
 log = logging.getLogger(__name__)
 
@@ -106,13 +107,27 @@ def train(
     with distributed.join() as world, deterministic_algorithms(config.training.deterministic):
         if world.leads:
             _make_folder(config.output.dir)
-            reports = RunReporter(reporter, config.output.dir, tensorboard=config.output.tensorboard)
+            output = config.output
+            reports = RunReporter(
+                reporter,
+                output.dir,
+                tensorboard=output.tensorboard,
+                trackers=output.trackers,
+                project=output.project,
+                run_name=output.run_name,
+            )
         else:
-            reports = RunReporter(lambda event: None, None, tensorboard=False)
+            reports = RunReporter(lambda event: None, None)
+        ended = Ended.FAILED
         try:
-            return _Run(config, reports, should_stop, world).run(resume)
+            report = _Run(config, reports, should_stop, world).run(resume)
+            ended = Ended.FINISHED
+            return report
+        except InterruptedRunError:
+            ended = Ended.INTERRUPTED
+            raise
         finally:
-            reports.close()
+            reports.close(ended)
 
 
 class _Run:
@@ -130,6 +145,7 @@ class _Run:
         self.checkpoints = self.folder / "checkpoints"
         self.evaluations = self.folder / "evaluation"
         self.progress = Progress()
+        self.tracked_before: dict[str, str] = {}  # by trackers, the run that this one goes on from
         self.finishing = False
         self.data: Data
         self.followed: FollowedImages
@@ -220,6 +236,7 @@ class _Run:
         values["training"]["use_amp"] = self.adapted.amp_dtype is not None
         if self.world.leads:
             (self.folder / "config.resolved.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        self.reports.track(values, self.tracked_before)
         injection = self.adapted.injection
         self.reports.event(
             EventType.RESOLVED,
@@ -274,6 +291,7 @@ class _Run:
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.reports.points = state.get("points", [])
+        self.tracked_before = state.get("tracked", {})
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -464,6 +482,7 @@ class _Run:
             "base_fingerprint": self.adapted.info.base_fingerprint,
             "progress": asdict(self.progress),
             "points": self.reports.points,
+            "tracked": self.reports.tracked(),
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
         }

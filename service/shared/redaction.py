@@ -19,7 +19,16 @@ REDACTED = "[redacted]"
 SHORTEST = 4  # what is shorter is in every other word as well
 ISSUED = re.compile(r"sam3_[A-Za-z0-9_-]{43}|whsec_[A-Za-z0-9+/_-]{16,}=*")
 """API keys and secrets of webhooks, of which there are many and not all known to a process."""
-VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "DATABRICKS_TOKEN",
+)
 QUERY_PASSWORDS = ("password", "sslpassword")  # that a URL may give as options, too
 HEADERS = re.compile(r"OTEL_EXPORTER_OTLP_(\w+_)?HEADERS")
 

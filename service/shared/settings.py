@@ -212,15 +212,21 @@ class Settings(BaseSettings):
     checkpoint_from_hub: bool = False
     """Fetch the official weights from the hub (gated: needs an account that was granted access)."""
 
+    trackers: Annotated[tuple[Literal["mlflow", "wandb"], ...], NoDecode] = ()
+    """Where trainers send the configuration and the metrics of every job as well, separated by commas: mlflow, wandb.
+    For the training workers, with the MLFLOW_ and WANDB_ variables that say where that is; empty: nowhere."""
+    tracker_project: str = Field("sam3-lora", min_length=1, max_length=128)
+    """Experiment of MLflow and project of Weights & Biases that jobs are runs of."""
+
     @field_validator("data_dir", "checkpoint", "pulse_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
 
-    @field_validator("dataset_uri_hosts", "webhook_private_hosts", "public_hosts", mode="before")
+    @field_validator("dataset_uri_hosts", "webhook_private_hosts", "public_hosts", "trackers", mode="before")
     @classmethod
-    def _hosts(cls, value: object) -> object:
-        return [host.strip().lower() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
+    def _words(cls, value: object) -> object:
+        return [word.strip().lower() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
     @field_validator("worker_gpus", mode="before")
     @classmethod

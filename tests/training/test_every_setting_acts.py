@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
+from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -47,6 +48,7 @@ class Outcome:
     loaders: int = 0
     threads: int = 0
     deterministic: bool = False
+    tracked: list[tuple[str, str | None]] = field(default_factory=list)  # experiment and name of runs in MLflow
     error: str = ""
 
 
@@ -70,6 +72,7 @@ def both(one: Sections, other: Sections) -> Sections:
 
 ALL_EPOCHS: Sections = {"training": {"max_steps": None}}
 FROZEN_VISION: Sections = {"lora": {"apply_to_vision_encoder": False}, "evaluation": {"baseline": True}}
+TRACKED: Sections = {"output": {"trackers": ["mlflow"]}}
 NO_CROSSES: Sections = {"dataset": {"train_ann_file": f"relabelled/train/{ANNOTATIONS}"}}
 NO_VALIDATION_SET: Sections = {"dataset": {"val_img_folder": None, "val_ann_file": None}}
 NO_GAIN: Sections = {
@@ -179,6 +182,9 @@ CASES: dict[str, Case] = {
     "output.dir": Case({"output": {"dir": "elsewhere"}}, lambda o: o.files),
     "output.feature_cache": Case({"output": {"feature_cache": "features"}}, lambda o: o.kept, FROZEN_VISION),
     "output.tensorboard": Case({"output": {"tensorboard": True}}, lambda o: len(o.files)),
+    "output.trackers": Case(TRACKED, lambda o: o.tracked),
+    "output.project": Case({"output": {"project": "pallets"}}, lambda o: o.tracked, TRACKED),
+    "output.run_name": Case({"output": {"run_name": "first"}}, lambda o: o.tracked, TRACKED),
 }
 
 
@@ -214,11 +220,18 @@ def _edit(file: Path, table: str, **values: object) -> None:
     file.write_text(json.dumps(body))
 
 
+def _runs_of(store: str) -> list[tuple[str, str | None]]:
+    client = MlflowClient(store)
+    projects = {found.experiment_id: found.name for found in client.search_experiments()}
+    return [(projects[run.info.experiment_id], run.info.run_name) for run in client.search_runs(list(projects))]
+
+
 @pytest.fixture
 def run(
     make_config: Callable[..., RunConfig],
     variants: Path,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     poison: Callable[[int], None],
 ) -> Callable[..., Outcome]:
@@ -247,7 +260,9 @@ def run(
 
         config = make_config("observed", **sections)
         threads = torch.get_num_threads()
+        store = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
         with monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", store)
             original_checkpoint = torch.utils.checkpoint.checkpoint
             patch.setattr(torch.utils.checkpoint, "checkpoint", counted)
             original_blocks = vision_transformer_class().first_blocks
@@ -262,6 +277,7 @@ def run(
                 torch.set_num_threads(threads)
         outcome.files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
         outcome.kept = len(list(Path("features").rglob("*.safetensors")))
+        outcome.tracked = _runs_of(store) if config.output.trackers else []
         last = config.output.dir / "checkpoints" / "best" / "adapter_model.safetensors"
         if last.is_file():
             outcome.weights = {name: value.flatten().tolist() for name, value in load_file(last).items()}

@@ -19,27 +19,11 @@ from sam3_lora.errors import (
     OutOfMemoryError,
     StorageFullError,
 )
-from sam3_lora.events import Event, EventType, Level
+from sam3_lora.events import EventType, Level
 from sam3_lora.training import run, setup
 from sam3_lora.training.run import InterruptedRunError, Stop, train
 from sam3_lora.training.step import Stepper
-
-
-class Recorder(list[Event]):
-    def __call__(self, event: Event) -> None:
-        assert Event.from_line(event.to_line()).type is event.type  # every event survives the line protocol
-        self.append(event)
-
-    def of(self, type_: EventType) -> list[Event]:
-        return [event for event in self if event.type is type_]
-
-    def losses(self) -> dict[int, float]:
-        points = [e.data for e in self.of(EventType.METRICS) if "train/loss" in e.data["values"]]
-        return {point["step"]: point["values"]["train/loss"] for point in points}
-
-
-def stop_after(steps: int, recorder: Recorder, how: Stop = Stop.INTERRUPT):
-    return lambda: how if len(recorder.losses()) >= steps else None
+from tests.training.recorder import Recorder, stop_after
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:

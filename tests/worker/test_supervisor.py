@@ -323,6 +323,13 @@ def test_the_way_to_the_hub_is_passed_on_only_where_it_is_used() -> None:
     assert scrubbed(way) == {"HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
+def test_the_way_to_trackers_is_passed_on_only_where_it_is_used() -> None:
+    way = {"MLFLOW_TRACKING_URI": "a", "WANDB_API_KEY": "b", "https_proxy": "c", "HF_HUB_OFFLINE": "1"}
+    plain = {"HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert scrubbed(way) == plain
+    assert scrubbed(way, trackers=True) == plain | way
+
+
 def test_without_the_hub_a_worker_passes_no_token_on() -> None:
     environment = {"HF_TOKEN": "a", "HUGGING_FACE_HUB_TOKEN": "b", "HUGGINGFACE_TOKEN": "c", "HF_HOME": "/hub"}
     leave_hub_out(environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 import time
@@ -537,3 +538,28 @@ def test_stale_epoch_is_refused(rig: Rig) -> None:
     assert claimed is not None
     with pytest.raises(LeaseLostError), rig.database.write() as unit:
         unit.attempts.heartbeat(job_id, claimed.epoch - 1)
+
+
+def test_trainers_are_told_where_trackers_are_and_how_to_call_the_run(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "key-of-theirs")
+    body = (
+        trainers.CONTRACT
+        + """
+say('message', json.dumps({"output": config["output"], "key": os.environ.get("WANDB_API_KEY")}))
+train(1)
+"""
+    )
+    plain = rig.run(body)
+    rig.settings = rig.settings.model_copy(update={"trackers": ("wandb",), "tracker_project": "pallets"})
+    job = rig.run(body, name="first")
+    (without, told) = (
+        json.loads(message)
+        for each in (plain, job)
+        for kind, message in rig.events(each.id)
+        if kind == "message" and message.startswith("{")
+    )
+    assert (without["output"]["trackers"], without["key"]) == ([], None)
+    assert (told["output"]["trackers"], told["key"]) == (["wandb"], "key-of-theirs")
+    assert (told["output"]["project"], told["output"]["run_name"]) == ("pallets", f"first {job.id}")

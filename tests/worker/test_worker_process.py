@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -17,17 +18,18 @@ import pytest
 from service.reconciler import Reconciler
 from service.shared.clock import SystemClock
 from service.shared.queue import CeleryQueue, Task
+from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
 from service.shared.unit_of_work import Database
 from service.usecases.actions import cancel_job
 from tests.stack import wait_until
 from tests.worker import trainers
 from tests.worker.conftest import add_dataset, add_job, job_of, zip_folder
+from worker.app import without_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.shared.settings import Settings
     from service.shared.storage import Storage
 
 WORKER = """
@@ -343,3 +345,11 @@ def test_everything_that_keeps_the_worker_from_starting_is_named(tmp_path: Path)
         "cannot start: the database has no schema yet: run `sam3-service migrate`, or `sam3-service serve`, which does"
     ]
     assert not (tmp_path / "data").exists()
+
+
+def test_trackers_without_their_library_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    settings = Settings(data_dir=tmp_path, trackers=("mlflow", "wandb"))
+    (said,) = without_library(settings)
+    assert said == "SAM3_TRACKERS: wandb is not installed: pip install 'sam3-lora-service[service,train,wandb]'"
