@@ -50,8 +50,11 @@ format: setup ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-client: setup ## Make the generated parts of the Python client anew
+generate: setup ## Make anew what is made of other code: parts of the Python client, docs/reference
 	@$(BIN)/python -m codegen
+
+docs: setup ## Build the documentation as a site, into site/ (ARGS=--help for more)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 lint: setup ## Check format and style
 	$(BIN)/ruff format --check
@@ -96,6 +99,6 @@ pretrain: setup ## Pretrain sam3-tiny again (hours on a CPU)
 	$(BIN)/python -m pretraining.sam3_tiny $(ARGS)
 
 clean: ## Remove the environment and all caches; data stays
-	rm -rf $(VENV) $(VENV)-audit sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-audit sbom.json site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 
-.PHONY: help setup demo serve test test-all test-gpu faults screenshots format lint types contracts drift check lock audit sbom bench pretrain clean
+.PHONY: help setup demo serve test test-all test-gpu faults screenshots generate docs format lint types contracts drift check lock audit sbom bench pretrain clean

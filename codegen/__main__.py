@@ -1,18 +1,26 @@
-"""Make the client's generated parts anew: `make client`."""
+"""Make everything anew that is made of other code: `make generate`."""
 
 from __future__ import annotations
 
-from codegen import schemas, synchronous
+from pathlib import Path
+
+from codegen import reference, schemas, synchronous
 
 
 def main() -> None:
     schemas.TARGET.write_text(schemas.source(), encoding="utf-8")
-    made = synchronous.sources()
-    for old in synchronous.TARGET.glob("*.py"):
+    _fill(synchronous.TARGET, "*.py", synchronous.sources())
+    _fill(reference.TARGET, "*.md", reference.pages())
+
+
+def _fill(folder: Path, pattern: str, made: dict[str, str]) -> None:
+    """Write the files, and remove those that were made before and are no more."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob(pattern):
         if old.name not in made:
             old.unlink()
     for name, text in made.items():
-        (synchronous.TARGET / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from service.main import create_app
 from service.shared.settings import Settings
 
 TARGET = Path(__file__).parents[1] / "sam3_lora" / "client" / "schemas.py"
-HEADER = '''"""What the service answers. Made from its OpenAPI document by `make client`: change it there.
+HEADER = '''"""What the service answers. Made from its OpenAPI document by `make generate`: change it there.
 
 Fields that a newer service adds are kept as attributes. Where a text is one of several names, newer services may know
 more of them.

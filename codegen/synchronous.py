@@ -11,7 +11,7 @@ from codegen.settle import settled
 
 CLIENT = Path(__file__).parents[1] / "sam3_lora" / "client"
 SOURCE, TARGET = CLIENT / "_async", CLIENT / "_sync"
-HEADER = "# Made from `_async` by `make client`: change it there.\n"
+HEADER = "# Made from `_async` by `make generate`: change it there.\n"
 NAMES = (
     "Client",
     "Transport",

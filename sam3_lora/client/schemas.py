@@ -1,4 +1,4 @@
-"""What the service answers. Made from its OpenAPI document by `make client`: change it there.
+"""What the service answers. Made from its OpenAPI document by `make generate`: change it there.
 
 Fields that a newer service adds are kept as attributes. Where a text is one of several names, newer services may know
 more of them.

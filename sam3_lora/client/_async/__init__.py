@@ -1,1 +1,1 @@
-"""The client for programs with an event loop; `make client` makes `_sync`, the one for others, of it."""
+"""The client for programs with an event loop; `make generate` makes `_sync`, the one for others, of it."""

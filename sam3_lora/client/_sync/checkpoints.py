@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Checkpoints of a job: adapters to take away."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Two models measured on one dataset: which is better?"""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Datasets: uploaded, fetched or drawn; checked; waited for."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """What a job tells, as it happens: server-sent events, gone on with where they broke off."""
 
 from __future__ import annotations

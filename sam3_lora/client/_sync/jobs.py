@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Training jobs: create them, wait for them, see what they tell, take away what they made."""
 
 from __future__ import annotations

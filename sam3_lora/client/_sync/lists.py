@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Lists that come in pages, as if they did not."""
 
 from __future__ import annotations

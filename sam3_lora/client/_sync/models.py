@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Tuned models: ask them, take them away in another form."""
 
 from __future__ import annotations

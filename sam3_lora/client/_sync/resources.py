@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """What the things that the service has are alike in: they know where they came from, and can be looked at again."""
 
 from __future__ import annotations

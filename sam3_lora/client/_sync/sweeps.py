@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Parameter sweeps: many jobs that differ in some settings, and the best of them."""
 
 from __future__ import annotations

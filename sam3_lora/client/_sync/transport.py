@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Requests to the service: its key, repeats of what is safe, faults as errors, files that go on where they were."""
 
 from __future__ import annotations

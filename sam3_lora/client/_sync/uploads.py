@@ -1,4 +1,4 @@
-# Made from `_async` by `make client`: change it there.
+# Made from `_async` by `make generate`: change it there.
 """Large files on their way to the service, in parts: what has arrived is not sent again."""
 
 from __future__ import annotations
