@@ -70,6 +70,7 @@ FOLLOWED_IMAGES, DRAWN_EPOCHS = 6, 20  # at most: a picture takes 30 kB, and an 
 ABSENT_WORDS = "absent_words.json"
 LATEST, TUNED, REPLACED = ".latest", "tuned", ".replaced"  # exports: of the last validation, the best, the one before
 NO_BFLOAT16 = "this {} has no instructions for bfloat16, which would be many times slower: training in float32"
+UNDEFINED = "evaluation.metric {} is not defined on this data: the last checkpoint counts as the best"
 STOPS = (None, Stop.FINISH, Stop.INTERRUPT)  # the later outranks the earlier
 
 
@@ -365,6 +366,8 @@ class _Run:
             evaluation = self._evaluate("val")
             self._draw_followed(number, last=last)
             value = evaluation.metrics[self.config.evaluation.metric]
+            if value is None and progress.best is None:
+                self.reports.message(UNDEFINED.format(self.config.evaluation.metric), Level.WARNING)
             self._keep_if_best(value, evaluation)
         elif self.data.validation is None and last:
             self._keep_if_best(None, None)
@@ -429,7 +432,8 @@ class _Run:
 
     def _keep_if_best(self, value: float | None, evaluation: Evaluation | None) -> None:
         best = self.progress.best
-        if best is not None and (value is None or (best["value"] is not None and value <= best["value"])):
+        # Where the metric is not defined on the data there is nothing to choose by: the last checkpoint counts.
+        if best is not None and best["value"] is not None and (value is None or value <= best["value"]):
             self.progress.validations_without_gain += 1
             return
         self.progress.validations_without_gain = 0

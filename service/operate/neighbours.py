@@ -31,6 +31,7 @@ OLDEST_BROKER = (6, 2)
 MAX_SKEW_S = 2.0
 SECRETS_TRIED = 1000
 BINDINGS = "_kombu.binding."
+BINDING_PARTS = "\x06\x16"  # between routing key, pattern and queue
 
 
 def database(settings: Settings) -> Iterator[Finding]:
@@ -116,9 +117,11 @@ def _broker_server(client: Any) -> Iterator[Finding]:
 
 def _applications(client: Any) -> Finding:
     """A Redis database has one visibility timeout in effect, the shortest of all that use it."""
-    ours = {task.queue for task in Task} | {"celery.pidbox", "celeryev"}
-    names = {key.decode(errors="replace") for key in client.scan_iter(f"{BINDINGS}*", count=1000)}
-    others = sorted(names - {BINDINGS + queue for queue in ours} - {f"{BINDINGS}reply.celery.pidbox"})
+    ours = {task.queue for task in Task}
+    # Keys are named by exchanges, which applications share: all that declare no other have `celery`.
+    bindings = [entry for key in client.scan_iter(f"{BINDINGS}*", count=1000) for entry in client.smembers(key)]
+    queues = {entry.decode(errors="replace").rpartition(BINDING_PARTS)[2] for entry in bindings}
+    others = sorted(name for name in queues - ours if not name.endswith(".pidbox") and not name.startswith("celeryev"))
     if others:
         message = f"other Celery applications use this database of the broker ({', '.join(others[:3])})"
         advice = "give this service a database number of its own: theirs may have long work announced again and again"

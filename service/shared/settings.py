@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PREFIX = "SAM3_"
+CLIENT = ("SAM3_API_URL", "SAM3_API_KEY")  # of the client and the commands, which may run where the service does
 GIB = 2**30
 MAX_GPUS = 16  # of one job
 KEY_BYTES = 32
@@ -368,7 +369,7 @@ def load(**overrides: Any) -> Settings:
         SettingsError: with one line per fault, also for a `SAM3_*` variable that no setting reads.
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields]
-    unknown = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
+    unknown = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in (*known, *CLIENT)]
     faults = [f"{name}: no such setting{_nearest(name, known)}" for name in sorted(unknown)]
     try:
         settings = Settings(**overrides)

@@ -155,13 +155,18 @@ def test_what_hangs_is_told_and_keeps_nothing_else_from_being_told(
 def test_a_broker_that_drops_messages_or_is_shared_is_told(production: Settings) -> None:
     client = broker_client(production)
     client.config_set("maxmemory-policy", "allkeys-lru")
-    client.sadd("_kombu.binding.gpu", "gpu")  # ours
+    for exchange, bound in (
+        ("celery", "gpu"),
+        ("celery.pidbox", "worker_1@host.celery.pidbox"),
+        ("celeryev", "celeryev.1"),
+    ):
+        client.sadd(f"_kombu.binding.{exchange}", f"\x06\x16\x06\x16{bound}")  # ours
     assert [level for level, _ in found("broker")] == [Level.OK, Level.WARNING, Level.OK]
     client.config_set("maxmemory-policy", "noeviction")
-    client.sadd("_kombu.binding.reports", "reports")
+    client.sadd("_kombu.binding.celery", "reports\x06\x16\x06\x16reports")
     (_, (level, said)) = found("broker")
     assert level is Level.WARNING
-    assert "other Celery applications use this database of the broker (_kombu.binding.reports)" in said
+    assert "other Celery applications use this database of the broker (reports)" in said
 
 
 def test_an_old_broker_is_told(production: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

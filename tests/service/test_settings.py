@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sam3_lora.client._sync.client import KEY_VARIABLE, URL_VARIABLE
 from service.shared.errors import SettingsError
 from service.shared.settings import Settings, is_loopback, load
 
@@ -102,6 +103,12 @@ def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAM3_DATADIR", "/x")
     with pytest.raises(SettingsError, match=r"SAM3_DATADIR.*did you mean SAM3_DATA_DIR"):
         load()
+
+
+def test_what_the_client_reads_is_no_fault_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (URL_VARIABLE, KEY_VARIABLE):
+        monkeypatch.setenv(name, "x")
+    assert load() == Settings()
 
 
 def test_the_network_can_be_allowed_on_purpose() -> None:

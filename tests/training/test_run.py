@@ -322,6 +322,22 @@ def test_run_without_validation_says_so_and_keeps_the_last(make_config):
     assert same(best, adapter(config.output.dir / "checkpoints" / "epoch_1"))
 
 
+def test_where_the_metric_is_not_defined_the_last_counts_as_the_best_and_that_is_said(
+    make_config, drawn: Path, tmp_path: Path
+):
+    coco = json.loads((drawn / "train" / "_annotations.coco.json").read_text())
+    for annotation in coco["annotations"]:
+        del annotation["segmentation"]
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps(coco))
+    dataset = {"train_ann_file": str(boxes), "val_ann_file": str(boxes), "val_img_folder": str(drawn / "train")}
+    events = Recorder()
+    report = train(make_config(dataset=dataset, evaluation={"baseline": False}), reporter=events)
+    assert (report.best["value"], report.best["epoch"]) == (None, 2)
+    warnings = [event.message for event in events.of(EventType.MESSAGE) if event.level is Level.WARNING]
+    assert [text for text in warnings if "segm_mAP is not defined" in text] == [run.UNDEFINED.format("segm_mAP")]
+
+
 def test_loader_processes_give_the_same_run(make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     long = tmp_path / ("x" * 90)  # longer than a unix socket's path may be, as a job's workspace is
     long.mkdir()
