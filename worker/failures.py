@@ -21,15 +21,18 @@ EXIT_DONE = 0
 # The codes that a job's error may carry; anything else the trainer says is `internal`.
 CODES = frozenset(
     {
+        "config_invalid",
         "dataset_invalid",
         "gpu_oom",
         "diverged",
+        "nothing_trained",
         "worker_lost",
         "time_limit",
         "memory_limit",
         "base_model_unavailable",
         "storage_full",
         "adapter_invalid",
+        "checkpoint_invalid",
         "internal",
     }
 )

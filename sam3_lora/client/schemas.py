@@ -513,8 +513,8 @@ class JobFailure(BaseModel):
     )
     code: str
     """
-    dataset_invalid, gpu_oom, diverged, worker_lost, time_limit, memory_limit, base_model_unavailable, storage_full,
-    adapter_invalid, internal.
+    config_invalid, dataset_invalid, gpu_oom, diverged, nothing_trained, worker_lost, time_limit, memory_limit,
+    base_model_unavailable, storage_full, adapter_invalid, checkpoint_invalid, internal.
     """
     message: str
     hint: str

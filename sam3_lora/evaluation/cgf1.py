@@ -17,7 +17,7 @@ from sam3.eval.cgf1_eval import CGF1Eval
 THRESHOLD = 0.5
 NAMES = ("cgF1", "positive_micro_F1", "IL_MCC", "IL_FPR")
 NO_NEGATIVES = "cgF1, IL_MCC and IL_FPR are not defined: every image has objects of every concept"
-NO_POSITIVES = "cgF1 and IL_MCC are not defined: no concept has an object on these images"
+NO_POSITIVES = "cgF1 and IL_MCC are not defined: no concept has an object of the measured kind on these images"
 
 
 def presence_scores(
