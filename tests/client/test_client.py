@@ -34,6 +34,7 @@ from service.shared.states import Actor, DatasetState, JobState
 from tests.client.cuts import bad_network, dice
 from tests.service.conftest import Api, add_dataset, add_job, zip_bytes
 from tests.service.results import add_model, claimed_job
+from tests.service.test_estimates_api import NUMBERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,6 +140,25 @@ def test_waiting_ends_with_the_job(api: Api, client: Client) -> None:
     thread.join()
     assert seen == ["queued", "cancelled"]
     assert job.wait(check=False).status == "cancelled"
+
+
+def test_an_estimate_is_waited_for_until_a_worker_has_made_it(api: Api, client: Client) -> None:
+    dataset = add_dataset(api.database)
+    with pytest.raises(WaitTimeoutError, match="no worker"):
+        client.jobs.estimate(dataset, base_model="sam3-tiny", timeout_s=0)
+
+    def work() -> None:
+        with api.database.write() as unit:
+            asked = unit.estimates.claim()
+            assert asked is not None
+            unit.estimates.finish(asked.id, result=NUMBERS)
+
+    thread = threading.Timer(0.5, work)
+    thread.start()
+    found = client.jobs.estimate(dataset, base_model="sam3-tiny", timeout_s=60)
+    thread.join()
+    assert found.adapted is not None
+    assert (found.status, found.adapted.trainable_parameters) == ("ready", 10)
 
 
 def test_a_dataset_that_cannot_be_used_says_why(api: Api, client: Client) -> None:

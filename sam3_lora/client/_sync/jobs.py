@@ -212,11 +212,25 @@ class Jobs(Collection[Job]):
         base_model: str = "sam3",
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
+        timeout_s: float | None = 120,
         **members: Any,
     ) -> schemas.Estimate:
-        """What `create` would train, and what it takes in time and memory."""
+        """What `create` would train, and what it takes in time and memory: a worker finds that out, in some seconds.
+
+        Raises:
+            InvalidRequestError: as `create`.
+            WaitTimeoutError: if no worker has found it out in time.
+        """
         body = _body(dataset, base_model, name, config, members)
-        return schemas.Estimate.model_validate(self._transport.json("POST", "/jobs/estimate", json=body))
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            answer = self._transport.json("POST", "/jobs/estimate", json=body)
+            found = schemas.Estimate.model_validate(answer)
+            if found.status != "pending":
+                return found
+            if end is not None and time.monotonic() >= end:
+                raise WaitTimeoutError("no worker has worked the estimate out yet; ask again")
+            sleep(CALM_S)
 
     def list(
         self,
