@@ -60,7 +60,7 @@ def find_layout(root: Path) -> Layout:
             layout = recognise(top)
             if layout is not None:
                 return layout
-    named = [folder.name for folder in _folders(tops[-1]) if _split_of(folder.name)]
+    named = [folder.name for folder in _folders(tops[-1]) if split_of(folder.name)]
     if named:
         raise _missing(IssueCode.ANNOTATION_FILE_MISSING, f"no annotation file in {', '.join(map(quote, named))}")
     raise _missing(IssueCode.ANNOTATION_FILE_MISSING, "no annotation file found")
@@ -70,7 +70,7 @@ def _split_folders(top: Path) -> Layout | None:
     """`train/`, `valid/` and `test/`, each with its own file beside the images."""
     found: dict[str, Path] = {}
     for folder in _folders(top):
-        split = _split_of(folder.name)
+        split = split_of(folder.name)
         if split is None:
             continue
         if split in found:
@@ -122,7 +122,7 @@ def _layout(splits: dict[str, Split]) -> Layout:
     return Layout(splits["train"], splits.get("validation"), splits.get("test"))
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """The split that a folder name means, also with a year (`train2017`)."""
     word = re.sub(r"\d{4}$", "", name.lower())
     return next((split for split, words in SPLIT_NAMES.items() if word in words), None)
@@ -131,7 +131,7 @@ def _split_of(name: str) -> str | None:
 def _split_of_file(file: Path, *, alone: bool) -> str | None:
     """The split that a file name means; a file on its own is the training split."""
     words = [part for part in re.split(r"[^A-Za-z0-9]+", file.stem) if part]
-    splits = {split for split in map(_split_of, words) if split}
+    splits = {split for split in map(split_of, words) if split}
     if len(splits) == 1:
         return splits.pop()
     return "train" if alone and not splits else None
