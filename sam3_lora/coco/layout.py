@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sam3_lora.coco.report import DatasetIssueError, Issue, IssueCode, quote
+from sam3_lora.coco.schema import file_in_dataset
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("valid", "val", "validation"), "test": ("test",)}
@@ -166,7 +167,7 @@ def _first_file_name(annotations: Path) -> PurePosixPath | None:
         name.encode()
     except ValueError:
         return None
-    path = PurePosixPath(name)
+    path = PurePosixPath(file_in_dataset(name))
     too_long = any(len(part.encode()) > 255 for part in path.parts)
     return None if path.is_absolute() or ".." in path.parts or "\0" in name or too_long else path
 

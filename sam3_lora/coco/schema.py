@@ -1,12 +1,14 @@
 """COCO records as plain values, and the one reader of annotation files.
 
 Lenient where exporters differ: `image_id` stands in for an image's missing `id`, `iscrowd` defaults to 0, a
-missing `bbox` comes from the mask, a missing segmentation means a box only, and Roboflow's unused
-super-category is dropped. Strict everywhere else, so that what is read is safe for mask and image code.
+missing `bbox` comes from the mask, a missing segmentation means a box only, Roboflow's unused super-category
+is dropped, masks that CVAT calls crowds are objects, and of a path on another machine (Label Studio) the last
+part counts. Strict everywhere else, so that what is read is safe for mask and image code.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +27,7 @@ MAX_SIDE_PX = 65_535
 MAX_TEXT = 255
 LISTS_HINT = "a COCO file is an object; its images, annotations and categories are lists of objects"
 ID_HINT = "an id is an integer or a text"
+ELSEWHERE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class CocoDataset:
     images: dict[Id, ImageRecord] = field(default_factory=dict)
     annotations: list[Annotation] = field(default_factory=list)
     unused_super_category: str | None = None  # name of the record that was left out as such
+    crowds_as_objects: int = 0  # annotations marked as crowds of which each is one object
 
     def annotations_of(self, image_id: Id) -> list[Annotation]:
         """The image's annotations, possibly none."""
@@ -118,8 +122,15 @@ def read(annotations: Path, place: Place, limits: ValidationLimits) -> CocoDatas
     unused_super = _unused_super_category(document)
     categories = _read_categories(document, unused_super, place)
     images = _read_images(document, place, limits.image_pixels)
-    annotations_read = _read_annotations(document, categories, images, place)
-    return CocoDataset(categories, images, annotations_read, unused_super["name"] if unused_super else None)
+    annotations_read, crowds_as_objects = _read_annotations(document, categories, images, place)
+    name = unused_super["name"] if unused_super else None
+    return CocoDataset(categories, images, annotations_read, name, crowds_as_objects)
+
+
+def file_in_dataset(name: str) -> str:
+    """The name of an image's file: of a URL, or a path that no dataset can hold, the last part."""
+    parts = name.replace("\\", "/").split("/")
+    return parts[-1] if "\\" in name or ".." in parts or ELSEWHERE.match(name) else name
 
 
 def _read_categories(document: dict[str, Any], unused_super: dict[str, Any] | None, place: Place) -> dict[Id, Category]:
@@ -160,6 +171,7 @@ def _unused_super_category(document: dict[str, Any]) -> dict[str, Any] | None:
 def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dict[Id, ImageRecord]:
     """Images by id. A record with a wrong name or size stays, with "" or 0 instead, so that its id is known."""
     images: dict[Id, ImageRecord] = {}
+    stated: dict[str, str] = {}  # file -> the name that the record has for it
     for record, at in _records(document, "images", place):
         file_name = record.get("file_name")
         if not isinstance(file_name, str) or not file_name:
@@ -168,6 +180,10 @@ def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dic
             )
             file_name = ""
         at = at.about(file_name or None)
+        file = file_in_dataset(file_name)
+        if stated.setdefault(file, file_name) != file_name:
+            message = f"{quote(file_name)} and {quote(stated[file])} would be one file"
+            at.at("file_name").error(IssueCode.IMAGE_MISSING, message, "give every image a name of its own")
         key = "id" if "id" in record else "image_id"
         image_id = _read_id(record.get(key), at.at("id"), "the image")
         if image_id is None:
@@ -177,7 +193,7 @@ def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dic
             hint = "give every image its own id"
             at.at(key).error(IssueCode.ID_DUPLICATE, f"another image has the id {quote(image_id)}", hint)
             continue
-        images[image_id] = ImageRecord(image_id, file_name, width, height)
+        images[image_id] = ImageRecord(image_id, file, width, height)
     return images
 
 
@@ -197,8 +213,10 @@ def _read_size(record: dict[str, Any], place: Place, max_pixels: int) -> Size:
 
 def _read_annotations(
     document: dict[str, Any], categories: dict[Id, Category], images: dict[Id, ImageRecord], place: Place
-) -> list[Annotation]:
+) -> tuple[list[Annotation], int]:
+    """Annotations, and of how many of them the mark of a crowd was not meant."""
     annotations: list[Annotation] = []
+    crowds_as_objects = 0
     seen: set[Id] = set()
     for record, at in _records(document, "annotations", place):
         annotation_id = _read_id(record.get("id"), at.at("id"), "the annotation")
@@ -213,7 +231,8 @@ def _read_annotations(
             seen.add(annotation_id)
         if annotation is not None:
             annotations.append(annotation)
-    return annotations
+            crowds_as_objects += bool(record.get("iscrowd")) and not annotation.is_crowd
+    return annotations, crowds_as_objects
 
 
 def _read_annotation(
@@ -241,7 +260,17 @@ def _read_annotation(
     geometry = read_geometry(record, Size(image.width, image.height), place)
     if geometry is None or annotation_id is None or category_id is None or crowd is None:
         return None
-    return Annotation(annotation_id, image.id, category_id, geometry.bbox, geometry.segmentation, bool(crowd))
+    is_crowd = bool(crowd) and not _is_mask_of_cvat(record)
+    return Annotation(annotation_id, image.id, category_id, geometry.bbox, geometry.segmentation, is_crowd)
+
+
+def _is_mask_of_cvat(record: dict[str, Any]) -> bool:
+    """Whether CVAT wrote it, which says of every shape if it is occluded, and of every mask that it is a crowd.
+
+    datumaro/plugins/data_formats/coco/exporter.py, `convert_instance`: `is_crowd = mask is not None`.
+    """
+    attributes = record.get("attributes")
+    return isinstance(attributes, dict) and "occluded" in attributes and isinstance(record.get("segmentation"), dict)
 
 
 def _find_image(record: dict[str, Any], images: dict[Id, ImageRecord]) -> ImageRecord | None:
