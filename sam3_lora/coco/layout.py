@@ -20,6 +20,12 @@ HINT = (
     "accepted layouts: train|valid|test/_annotations.coco.json beside the images (Roboflow COCO export); "
     "images/ with annotations/*.json (e.g. instances_train.json, instances_val.json); one folder with one JSON file"
 )
+# Files that only other tools' formats have, and what to do about them
+FOREIGN = {
+    "data.yaml": "this is a YOLO dataset: convert it with `sam3-lora datasets convert yolo data.yaml FOLDER`",
+    "classes.txt": "this is a YOLO dataset: export it as COCO instead",
+    "annotations.xml": "this is CVAT's own format: export it as COCO 1.0 instead",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,9 @@ def find_layout(root: Path) -> Layout:
             layout = recognise(top)
             if layout is not None:
                 return layout
+    foreign = next((FOREIGN[name] for top in tops for name in FOREIGN if (top / name).is_file()), None)
+    if foreign is not None:
+        raise _missing(IssueCode.ANNOTATION_FILE_MISSING, "no COCO annotation file found", hint=foreign)
     named = [folder.name for folder in _folders(tops[-1]) if split_of(folder.name)]
     if named:
         raise _missing(IssueCode.ANNOTATION_FILE_MISSING, f"no annotation file in {', '.join(map(quote, named))}")
@@ -204,5 +213,5 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_dir() and not path.is_symlink())
 
 
-def _missing(code: IssueCode, message: str, file: str | None = None) -> DatasetIssueError:
-    return DatasetIssueError(Issue(code=code, message=message, file=file, hint=HINT))
+def _missing(code: IssueCode, message: str, file: str | None = None, hint: str = HINT) -> DatasetIssueError:
+    return DatasetIssueError(Issue(code=code, message=message, file=file, hint=hint))

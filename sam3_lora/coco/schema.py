@@ -117,7 +117,8 @@ def read(annotations: Path, place: Place, limits: ValidationLimits) -> CocoDatas
         place.error(IssueCode.ANNOTATION_FILE_MISSING, f"the file cannot be read: {error.strerror}", "check the file")
         return CocoDataset()
     if not isinstance(document, dict):
-        place.error(IssueCode.JSON_INVALID, f"the file holds {quote(document)}", LISTS_HINT)
+        hint = f"{LISTS_HINT}; in Label Studio, export COCO with Images instead of JSON"
+        place.error(IssueCode.JSON_INVALID, f"the file holds {quote(document)}", hint)
         return CocoDataset()
     unused_super = _unused_super_category(document)
     categories = _read_categories(document, unused_super, place)

@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Make a dataset to upload of what o
 Out = Annotated[Path, typer.Argument(help="Folder to make; images are linked or copied into it.")]
 Valid = Annotated[
     float | None,
-    typer.Option(min=0, max=0.9, help="Part of the training images for validation, where there is none; e.g. 0.1."),
+    typer.Option(min=0.001, max=0.9, help="Part of the training images for validation, where there is none; e.g. 0.1."),
 ]
 SHOWN_FAULTS = 20
 
@@ -146,6 +146,8 @@ def _show(summary: Summary, out: Path, *, as_json: bool) -> None:
             f"{summary.boxes_without_mask:,} annotations are boxes without a mask: they teach where, not which pixels"
         )
         notes.print(text, style="yellow", markup=False)
+    for note in summary.notes:
+        notes.print(note, style="yellow", markup=False)
     for reason, count in summary.left_out.items():
         notes.print(f"left out: {count:,} annotations, {reason}", style="yellow", markup=False)
     notes.print(f"next: sam3-lora datasets upload {out}", markup=False)

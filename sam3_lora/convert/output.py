@@ -74,6 +74,7 @@ class Summary:
     categories: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Annotations by the reason why there is nothing of them."""
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""

@@ -63,10 +63,11 @@ def convert_yolo(
     names = _read_names(values, data_yaml, faults)
     top = (root or _root(values, data_yaml, faults)).resolve()
     splits = {}
+    notes: list[str] = []
     for split, keys in KEYS.items():
         key = next((key for key in keys if values.get(key)), None)
         if key is not None:
-            splits[split] = _Folder(top, data_yaml, faults).sources(values[key], key)
+            splits[split] = _Folder(top, data_yaml, faults, notes).sources(values[key], key)
     if "train" not in splits:
         faults.add(data_yaml, "it names no training images", "train: images/train")
     elif not splits["train"]:
@@ -78,9 +79,10 @@ def convert_yolo(
         splits |= split_off(splits["train"], valid)
     splits = {split: splits[split] for split in KEYS if splits.get(split)}
     reader = _LabelReader(names, faults)
-    return write_dataset(
-        out, {number + 1: name for number, name in names.items()}, splits, reader.read, faults, on_progress
-    )
+    categories = {number + 1: name for number, name in names.items()}
+    summary = write_dataset(out, categories, splits, reader.read, faults, on_progress)
+    summary.notes += notes
+    return summary
 
 
 def _read_yaml(path: Path, faults: Faults) -> dict[str, Any]:
@@ -144,8 +146,8 @@ def _root(values: dict[str, Any], data_yaml: Path, faults: Faults) -> Path:
 class _Folder:
     """Finds the images of a split below `top`."""
 
-    def __init__(self, top: Path, data_yaml: Path, faults: Faults) -> None:
-        self._top, self._data_yaml, self._faults = top, data_yaml, faults
+    def __init__(self, top: Path, data_yaml: Path, faults: Faults, notes: list[str]) -> None:
+        self._top, self._data_yaml, self._faults, self._notes = top, data_yaml, faults, notes
         self._stems: dict[Path, Path] = {}  # label file -> image
 
     def sources(self, value: object, key: str) -> list[Source[Path | None]]:
@@ -161,7 +163,9 @@ class _Folder:
 
     def _images(self, entry: str, key: str) -> Iterator[Path]:
         found = self._find(entry)
-        if found is None:
+        if found is None and key == "test":  # which exports name whether there is one or not
+            self._notes.append(f"no test split: there is no {quote(entry)}")
+        elif found is None:
             message = f"{key}: there is no {quote(entry)} below {self._top}"
             self._faults.add(self._data_yaml, message, "a folder of images, or a .txt file that lists them")
         elif not found.is_relative_to(self._top):

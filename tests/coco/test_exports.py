@@ -93,7 +93,7 @@ def test_a_crowd_that_is_meant_stays_one_and_is_told(tmp_path: Path) -> None:
     file = root / "annotations" / "instances_Train.json"
     body = json.loads(file.read_text())
     crowd = next(each for each in body["annotations"] if each["iscrowd"])
-    del crowd["attributes"]
+    crowd["attributes"] = {"colour": "red"}
     file.write_text(json.dumps(body))
     report = validate(root)
     assert warnings(report) == {"crowd_as_object": 2, "crowd_ignored": 1, "too_few_images": 1}

@@ -237,6 +237,14 @@ def test_layouts(case: str, tmp_path: Path) -> None:
     assert (tmp_path / "out/valid/val.jpg").read_bytes() == picture(1)
 
 
+def test_a_test_split_that_is_only_named_is_no_fault(tmp_path: Path) -> None:
+    data = "train: images\ntest: ../test/images\nnames: [bolt]\n"
+    summary = convert_yolo(small(tmp_path / "yolo", data=data), tmp_path / "out")
+    assert (summary.images, summary.notes) == ({"train": 1}, ["no test split: there is no '../test/images'"])
+    data_yaml = small(tmp_path / "other", data=data.replace("test: ../test", "val: ../valid"))
+    assert "val: there is no '../valid/images'" in refused(data_yaml)[0]
+
+
 def test_a_list_names_an_image_that_is_not_there(tmp_path: Path) -> None:
     data_yaml = small(tmp_path / "yolo", data="train: train.txt\nnames: [bolt]\n")
     (tmp_path / "yolo/train.txt").write_text("images/a.jpg\n\nimages/b.jpg\n")
