@@ -90,6 +90,15 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
 
+def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_yolo(small(tmp_path / "yolo"), tmp_path / "out", on_progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
+
+
 def test_boxes_stay_boxes(tmp_path: Path) -> None:
     summary = convert_yolo(small(tmp_path / "yolo", f"1 0.5 0.5 0.5 0.4\n{SQUARE}\n"), tmp_path / "out")
     assert (summary.annotations, summary.boxes_without_mask) == (2, 1)
