@@ -2,8 +2,8 @@
 
 Lenient where exporters differ: `image_id` stands in for an image's missing `id`, `iscrowd` defaults to 0, a
 missing `bbox` comes from the mask, a missing segmentation means a box only, Roboflow's unused super-category
-is dropped, masks that CVAT calls crowds are objects, and of a path on another machine (Label Studio) the last
-part counts. Strict everywhere else, so that what is read is safe for mask and image code.
+is dropped, masks that CVAT calls crowds are objects, and of Label Studio's paths on its server the last part
+counts. Strict everywhere else, so that what is read is safe for mask and image code.
 """
 
 from __future__ import annotations
@@ -129,9 +129,17 @@ def read(annotations: Path, place: Place, limits: ValidationLimits) -> CocoDatas
 
 
 def file_in_dataset(name: str) -> str:
-    """The name of an image's file: of a URL, or a path that no dataset can hold, the last part."""
+    """The file that Label Studio means by the name of an image: of a URL or a path on its server, the last part.
+
+    It puts images beside its file, and names them by where they were (HumanSignal/label-studio#7294).
+    """
     parts = name.replace("\\", "/").split("/")
     return parts[-1] if "\\" in name or ".." in parts or ELSEWHERE.match(name) else name
+
+
+def _is_of_label_studio(document: dict[str, Any]) -> bool:
+    info = document.get("info")
+    return isinstance(info, dict) and str(info.get("contributor")).startswith("Label Studio")
 
 
 def _read_categories(document: dict[str, Any], unused_super: dict[str, Any] | None, place: Place) -> dict[Id, Category]:
@@ -173,6 +181,7 @@ def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dic
     """Images by id. A record with a wrong name or size stays, with "" or 0 instead, so that its id is known."""
     images: dict[Id, ImageRecord] = {}
     stated: dict[str, str] = {}  # file -> the name that the record has for it
+    of_label_studio = _is_of_label_studio(document)
     for record, at in _records(document, "images", place):
         file_name = record.get("file_name")
         if not isinstance(file_name, str) or not file_name:
@@ -181,7 +190,7 @@ def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dic
             )
             file_name = ""
         at = at.about(file_name or None)
-        file = file_in_dataset(file_name)
+        file = file_in_dataset(file_name) if of_label_studio else file_name
         if stated.setdefault(file, file_name) != file_name:
             message = f"{quote(file_name)} and {quote(stated[file])} would be one file"
             at.at("file_name").error(IssueCode.IMAGE_MISSING, message, "give every image a name of its own")

@@ -126,6 +126,17 @@ def test_of_a_path_elsewhere_the_last_part_counts(name: str) -> None:
     assert file_in_dataset(name) == PATHS[name]
 
 
+@pytest.mark.parametrize("contributor", ["", None, 3, "A Label Studio"])
+def test_paths_of_others_stay_as_they_are(contributor: object, tmp_path: Path) -> None:
+    extract(zipped("label-studio", tmp_path / "export.zip"), tmp_path / "x")
+    file = tmp_path / "x" / "result.json"
+    body = json.loads(file.read_text())
+    body["info"]["contributor"] = contributor
+    file.write_text(json.dumps(body))
+    assert load(file).images[0].file_name == "../media/upload/1/00000000-photo_0.jpg"
+    assert {issue.code for issue in validate(tmp_path / "x").issues if issue.severity == "error"} >= {"image_missing"}
+
+
 def test_two_paths_elsewhere_of_one_name_are_not_guessed_at(tmp_path: Path) -> None:
     extract(zipped("label-studio", tmp_path / "export.zip"), tmp_path / "x")
     file = tmp_path / "x" / "result.json"
