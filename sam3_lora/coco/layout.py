@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sam3_lora.coco.dialects import file_in_dataset
 from sam3_lora.coco.report import DatasetIssueError, Issue, IssueCode, quote
-from sam3_lora.coco.schema import file_in_dataset
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("valid", "val", "validation"), "test": ("test",)}

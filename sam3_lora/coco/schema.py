@@ -8,13 +8,19 @@ counts. Strict everywhere else, so that what is read is safe for mask and image 
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sam3_lora.coco import strict_json
+from sam3_lora.coco.dialects import (
+    file_in_dataset,
+    is_mask_of_cvat,
+    is_of_label_studio,
+    list_of,
+    unused_super_category,
+)
 from sam3_lora.coco.geometry import Size, read_geometry
 from sam3_lora.coco.report import DatasetIssueError, Id, Issue, IssueCode, Place, Severity, quote
 
@@ -27,7 +33,6 @@ MAX_SIDE_PX = 65_535
 MAX_TEXT = 255
 LISTS_HINT = "a COCO file is an object; its images, annotations and categories are lists of objects"
 ID_HINT = "an id is an integer or a text"
-ELSEWHERE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,26 +125,12 @@ def read(annotations: Path, place: Place, limits: ValidationLimits) -> CocoDatas
         hint = f"{LISTS_HINT}; in Label Studio, export COCO with Images instead of JSON"
         place.error(IssueCode.JSON_INVALID, f"the file holds {quote(document)}", hint)
         return CocoDataset()
-    unused_super = _unused_super_category(document)
+    unused_super = unused_super_category(document)
     categories = _read_categories(document, unused_super, place)
     images = _read_images(document, place, limits.image_pixels)
     annotations_read, crowds_as_objects = _read_annotations(document, categories, images, place)
     name = unused_super["name"] if unused_super else None
     return CocoDataset(categories, images, annotations_read, name, crowds_as_objects)
-
-
-def file_in_dataset(name: str) -> str:
-    """The file that Label Studio means by the name of an image: of a URL or a path on its server, the last part.
-
-    It puts images beside its file, and names them by where they were (HumanSignal/label-studio#7294).
-    """
-    parts = name.replace("\\", "/").split("/")
-    return parts[-1] if "\\" in name or ".." in parts or ELSEWHERE.match(name) else name
-
-
-def _is_of_label_studio(document: dict[str, Any]) -> bool:
-    info = document.get("info")
-    return isinstance(info, dict) and str(info.get("contributor")).startswith("Label Studio")
 
 
 def _read_categories(document: dict[str, Any], unused_super: dict[str, Any] | None, place: Place) -> dict[Id, Category]:
@@ -165,23 +156,11 @@ def _read_categories(document: dict[str, Any], unused_super: dict[str, Any] | No
     return categories
 
 
-def _unused_super_category(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The record that Roboflow's exports put first for the project: id 0, the others' parent, never annotated."""
-    categories = [record for record in _list(document, "categories") if isinstance(record, dict)]
-    first = next((record for record in categories if record.get("id") == 0), None)
-    if first is None or not isinstance(first.get("name"), str):
-        return None
-    if not any(record.get("supercategory") == first["name"] for record in categories if record is not first):
-        return None
-    used = any(isinstance(r, dict) and r.get("category_id") == 0 for r in _list(document, "annotations"))
-    return None if used else first
-
-
 def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dict[Id, ImageRecord]:
     """Images by id. A record with a wrong name or size stays, with "" or 0 instead, so that its id is known."""
     images: dict[Id, ImageRecord] = {}
     stated: dict[str, str] = {}  # file -> the name that the record has for it
-    of_label_studio = _is_of_label_studio(document)
+    of_label_studio = is_of_label_studio(document)
     for record, at in _records(document, "images", place):
         file_name = record.get("file_name")
         if not isinstance(file_name, str) or not file_name:
@@ -270,17 +249,8 @@ def _read_annotation(
     geometry = read_geometry(record, Size(image.width, image.height), place)
     if geometry is None or annotation_id is None or category_id is None or crowd is None:
         return None
-    is_crowd = bool(crowd) and not _is_mask_of_cvat(record)
+    is_crowd = bool(crowd) and not is_mask_of_cvat(record)
     return Annotation(annotation_id, image.id, category_id, geometry.bbox, geometry.segmentation, is_crowd)
-
-
-def _is_mask_of_cvat(record: dict[str, Any]) -> bool:
-    """Whether CVAT wrote it, which says of every shape if it is occluded, and of every mask that it is a crowd.
-
-    datumaro/plugins/data_formats/coco/exporter.py, `convert_instance`: `is_crowd = mask is not None`.
-    """
-    attributes = record.get("attributes")
-    return isinstance(attributes, dict) and "occluded" in attributes and isinstance(record.get("segmentation"), dict)
 
 
 def _find_image(record: dict[str, Any], images: dict[Id, ImageRecord]) -> ImageRecord | None:
@@ -293,17 +263,12 @@ def _records(document: dict[str, Any], key: str, place: Place) -> Iterator[tuple
     if not isinstance(document.get(key), list):
         message = f"the list {key!r} is missing" if key not in document else f"{key!r} is not a list"
         place.at(key).error(IssueCode.JSON_INVALID, message, LISTS_HINT)
-    for index, record in enumerate(_list(document, key)):
+    for index, record in enumerate(list_of(document, key)):
         at = place.at(key, index)
         if isinstance(record, dict):
             yield record, at
         else:
             at.error(IssueCode.JSON_INVALID, f"an object is expected here, not {quote(record)}", LISTS_HINT)
-
-
-def _list(document: dict[str, Any], key: str) -> list[Any]:
-    value = document.get(key)
-    return value if isinstance(value, list) else []
 
 
 def _read_id(value: object, place: Place, what: str) -> Id | None:

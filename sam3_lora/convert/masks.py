@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pycocotools.mask
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
@@ -18,6 +16,7 @@ from sam3_lora.coco.layout import split_of
 from sam3_lora.coco.report import quote
 from sam3_lora.coco.schema import ValidationLimits
 from sam3_lora.convert.faults import Faults
+from sam3_lora.convert.mask_values import MAX_VALUE, read_values, run_lengths
 from sam3_lora.convert.output import Labelled, Object, Source, images_below, split_off, write_dataset
 from sam3_lora.errors import ConfigError
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from sam3_lora.coco.images import Decoded
     from sam3_lora.convert.output import Summary
 
-FORMATS = ("PNG", "TIFF", "BMP", "WEBP")  # JPEG blurs values
-INDEX_MODES = {"L", "P", "I", "I;16", "I;16B", "I;16L"}
-MAX_VALUE = 65_535
 MAX_NAME = 255
 NAMES_BYTES = 2**20
 BACKGROUND_NAMES = {"background", "_background_", "__background__"}
@@ -256,7 +252,7 @@ class _MaskReader:
         try:
             if path.stat().st_size > limits.image_bytes:
                 raise TooLargeError(f"the file is larger than {limits.image_bytes:,} bytes")
-            return _read_values(path, limits.image_pixels)
+            return read_values(path, limits.image_pixels)
         except (TooLargeError, Image.DecompressionBombError) as error:
             self._faults.add(path, str(error), "scale image and mask down")
         except UnidentifiedImageError:
@@ -308,59 +304,3 @@ class _MaskReader:
                 continue
             bbox = (float(x), float(y), float(part_HW.shape[1]), float(part_HW.shape[0]))
             yield Object(category_id, bbox, run_lengths(part_HW, x, y, shape), float(area))
-
-
-def _read_values(path: Path, max_pixels: int) -> NDArray[Any]:
-    """Values (H, W) of a mask, at most `MAX_VALUE`.
-
-    Raises:
-        TooLargeError: if it has more pixels.
-        ValueError: if its values are no classes or objects.
-        Exception: of any kind, if it is damaged.
-    """
-    with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            message = f"the mask has {image.width} x {image.height} pixels; at most {max_pixels:,} are supported"
-            raise TooLargeError(message)
-        if image.mode == "1":
-            values_HW = np.asarray(image.convert("L")) // 255
-        elif image.mode in INDEX_MODES:
-            values_HW = np.asarray(image)
-        elif image.mode in ("RGB", "RGBA"):
-            values_HW = _of_equal_channels(np.asarray(image.convert("RGB")))
-        else:
-            raise ValueError(f"the mask has values of mode {image.mode}, which are no classes")
-    if values_HW.max(initial=0) > MAX_VALUE or values_HW.min(initial=0) < 0:
-        raise ValueError(f"the mask has values outside of 0..{MAX_VALUE:,}")
-    return values_HW
-
-
-def _of_equal_channels(pixels_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Programs write black and white as colours, too."""
-    if (pixels_HW3 != pixels_HW3[..., :1]).any():
-        raise ValueError("the mask is in colours; which of them is which class, no file says")
-    return pixels_HW3[..., 0]
-
-
-def run_lengths(part_HW: NDArray[np.bool_], x: int, y: int, shape: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed run lengths of a part of a mask, whose upper left pixel is (x, y), in an image of `shape`.
-
-    The whole mask is never made: with many parts, that is what takes time.
-    """
-    height, width = shape
-    columns_WH = np.pad(part_HW.T.astype(np.int8), ((0, 0), (1, 1)))
-    steps_WH = np.diff(columns_WH, axis=1)
-    starts = _positions(steps_WH == 1, x, y, height)
-    ends = _positions(steps_WH == -1, x, y, height)
-    apart = starts[1:] != ends[:-1]  # a run that ends at the bottom goes on at the top of the next column
-    starts, ends = starts[np.r_[True, apart]], ends[np.r_[apart, True]]
-    borders = np.empty(2 * len(starts) + 2, dtype=np.int64)
-    borders[0], borders[-1], borders[1:-1:2], borders[2:-1:2] = 0, height * width, starts, ends
-    counts = np.diff(borders if borders[-2] < borders[-1] else borders[:-1])
-    rle = pycocotools.mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode()}
-
-
-def _positions(where_WH: NDArray[np.bool_], x: int, y: int, height: int) -> NDArray[np.int64]:
-    columns, rows = np.nonzero(where_WH)
-    return (columns + x) * height + rows + y

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from sam3_lora.coco.archive import extract
+from sam3_lora.coco.dialects import file_in_dataset
 from sam3_lora.coco.layout import find_layout
 from sam3_lora.coco.report import DatasetReport
-from sam3_lora.coco.schema import CocoDataset, file_in_dataset, load
+from sam3_lora.coco.schema import CocoDataset, load
 from sam3_lora.coco.validate import validate
 from sam3_lora.convert.yolo import convert_yolo
 from sam3_lora.data.images import read_rgb
@@ -118,6 +119,7 @@ PATHS = {
     "C:/photos/a.jpg": "a.jpg",
     "https://example.com/photos/a.jpg": "a.jpg",
     "s3://bucket/a.jpg": "a.jpg",
+    "https://example.com/photos/": "https://example.com/photos/",
 }
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from sam3_lora.coco.masks import check_counts
 from sam3_lora.coco.validate import validate
 from sam3_lora.convert.faults import ConversionError
-from sam3_lora.convert.masks import convert_masks, run_lengths
+from sam3_lora.convert.mask_values import run_lengths
+from sam3_lora.convert.masks import convert_masks
 from sam3_lora.errors import ConfigError
 from tests.coco.datasets import HEIGHT, WIDTH, picture
 from tests.convert.drawn import CONCEPTS, draw, loaded, mask_of, save_mask
