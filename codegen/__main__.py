@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from codegen import reference, schemas, synchronous
+from codegen import decisions, reference, schemas, synchronous
 
 
 def main() -> None:
     schemas.TARGET.write_text(schemas.source(), encoding="utf-8")
     _fill(synchronous.TARGET, "*.py", synchronous.sources())
+    decisions.TARGET.write_text(decisions.source(), encoding="utf-8")
     _fill(reference.TARGET, "*.md", reference.pages())
 
 

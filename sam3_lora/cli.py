@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from sam3_lora import config as configuration
-from sam3_lora.commands import datasets, jobs, models
+from sam3_lora.commands import convert, datasets, jobs, models
 from sam3_lora.errors import ConfigError, Sam3LoraError
 from sam3_lora.events import Event, EventType
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="LoRA fine-tuning of SAM3 on COCO-format data.")
 app.add_typer(jobs.app, name="jobs")
+datasets.app.add_typer(convert.app, name="convert")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 console = Console(stderr=True)

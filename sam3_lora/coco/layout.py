@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sam3_lora.coco.dialects import file_in_dataset
 from sam3_lora.coco.report import DatasetIssueError, Issue, IssueCode, quote
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -19,6 +20,12 @@ HINT = (
     "accepted layouts: train|valid|test/_annotations.coco.json beside the images (Roboflow COCO export); "
     "images/ with annotations/*.json (e.g. instances_train.json, instances_val.json); one folder with one JSON file"
 )
+# Files that only other tools' formats have, and what to do about them
+FOREIGN = {
+    "data.yaml": "this is a YOLO dataset: convert it with `sam3-lora datasets convert yolo data.yaml FOLDER`",
+    "classes.txt": "this is a YOLO dataset: export it as COCO instead",
+    "annotations.xml": "this is CVAT's own format: export it as COCO 1.0 instead",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,10 @@ def find_layout(root: Path) -> Layout:
             layout = recognise(top)
             if layout is not None:
                 return layout
-    named = [folder.name for folder in _folders(tops[-1]) if _split_of(folder.name)]
+    foreign = next((FOREIGN[name] for top in tops for name in FOREIGN if (top / name).is_file()), None)
+    if foreign is not None:
+        raise _missing(IssueCode.ANNOTATION_FILE_MISSING, "no COCO annotation file found", hint=foreign)
+    named = [folder.name for folder in _folders(tops[-1]) if split_of(folder.name)]
     if named:
         raise _missing(IssueCode.ANNOTATION_FILE_MISSING, f"no annotation file in {', '.join(map(quote, named))}")
     raise _missing(IssueCode.ANNOTATION_FILE_MISSING, "no annotation file found")
@@ -70,7 +80,7 @@ def _split_folders(top: Path) -> Layout | None:
     """`train/`, `valid/` and `test/`, each with its own file beside the images."""
     found: dict[str, Path] = {}
     for folder in _folders(top):
-        split = _split_of(folder.name)
+        split = split_of(folder.name)
         if split is None:
             continue
         if split in found:
@@ -122,7 +132,7 @@ def _layout(splits: dict[str, Split]) -> Layout:
     return Layout(splits["train"], splits.get("validation"), splits.get("test"))
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """The split that a folder name means, also with a year (`train2017`)."""
     word = re.sub(r"\d{4}$", "", name.lower())
     return next((split for split, words in SPLIT_NAMES.items() if word in words), None)
@@ -131,7 +141,7 @@ def _split_of(name: str) -> str | None:
 def _split_of_file(file: Path, *, alone: bool) -> str | None:
     """The split that a file name means; a file on its own is the training split."""
     words = [part for part in re.split(r"[^A-Za-z0-9]+", file.stem) if part]
-    splits = {split for split in map(_split_of, words) if split}
+    splits = {split for split in map(split_of, words) if split}
     if len(splits) == 1:
         return splits.pop()
     return "train" if alone and not splits else None
@@ -166,7 +176,7 @@ def _first_file_name(annotations: Path) -> PurePosixPath | None:
         name.encode()
     except ValueError:
         return None
-    path = PurePosixPath(name)
+    path = PurePosixPath(file_in_dataset(name))
     too_long = any(len(part.encode()) > 255 for part in path.parts)
     return None if path.is_absolute() or ".." in path.parts or "\0" in name or too_long else path
 
@@ -203,5 +213,5 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_dir() and not path.is_symlink())
 
 
-def _missing(code: IssueCode, message: str, file: str | None = None) -> DatasetIssueError:
-    return DatasetIssueError(Issue(code=code, message=message, file=file, hint=HINT))
+def _missing(code: IssueCode, message: str, file: str | None = None, hint: str = HINT) -> DatasetIssueError:
+    return DatasetIssueError(Issue(code=code, message=message, file=file, hint=hint))

@@ -47,6 +47,8 @@ class IssueCode(StrEnum):
     MASK_OUT_OF_BOUNDS = "mask_out_of_bounds"
     MASK_EMPTY = "mask_empty"
     BBOX_INVALID = "bbox_invalid"
+    CROWD_IGNORED = "crowd_ignored"
+    CROWD_AS_OBJECT = "crowd_as_object"
     DUPLICATE_IMAGE = "duplicate_image"
     TRAIN_VAL_OVERLAP = "train_val_overlap"
     TOO_FEW_IMAGES = "too_few_images"

@@ -1,8 +1,9 @@
 """COCO records as plain values, and the one reader of annotation files.
 
 Lenient where exporters differ: `image_id` stands in for an image's missing `id`, `iscrowd` defaults to 0, a
-missing `bbox` comes from the mask, a missing segmentation means a box only, and Roboflow's unused
-super-category is dropped. Strict everywhere else, so that what is read is safe for mask and image code.
+missing `bbox` comes from the mask, a missing segmentation means a box only, Roboflow's unused super-category
+is dropped, masks that CVAT calls crowds are objects, and of Label Studio's paths on its server the last part
+counts. Strict everywhere else, so that what is read is safe for mask and image code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sam3_lora.coco import strict_json
+from sam3_lora.coco.dialects import (
+    file_in_dataset,
+    is_mask_of_cvat,
+    is_of_label_studio,
+    list_of,
+    unused_super_category,
+)
 from sam3_lora.coco.geometry import Size, read_geometry
 from sam3_lora.coco.report import DatasetIssueError, Id, Issue, IssueCode, Place, Severity, quote
 
@@ -75,6 +83,7 @@ class CocoDataset:
     images: dict[Id, ImageRecord] = field(default_factory=dict)
     annotations: list[Annotation] = field(default_factory=list)
     unused_super_category: str | None = None  # name of the record that was left out as such
+    crowds_as_objects: int = 0  # annotations marked as crowds of which each is one object
 
     def annotations_of(self, image_id: Id) -> list[Annotation]:
         """The image's annotations, possibly none."""
@@ -113,13 +122,15 @@ def read(annotations: Path, place: Place, limits: ValidationLimits) -> CocoDatas
         place.error(IssueCode.ANNOTATION_FILE_MISSING, f"the file cannot be read: {error.strerror}", "check the file")
         return CocoDataset()
     if not isinstance(document, dict):
-        place.error(IssueCode.JSON_INVALID, f"the file holds {quote(document)}", LISTS_HINT)
+        hint = f"{LISTS_HINT}; in Label Studio, export COCO with Images instead of JSON"
+        place.error(IssueCode.JSON_INVALID, f"the file holds {quote(document)}", hint)
         return CocoDataset()
-    unused_super = _unused_super_category(document)
+    unused_super = unused_super_category(document)
     categories = _read_categories(document, unused_super, place)
     images = _read_images(document, place, limits.image_pixels)
-    annotations_read = _read_annotations(document, categories, images, place)
-    return CocoDataset(categories, images, annotations_read, unused_super["name"] if unused_super else None)
+    annotations_read, crowds_as_objects = _read_annotations(document, categories, images, place)
+    name = unused_super["name"] if unused_super else None
+    return CocoDataset(categories, images, annotations_read, name, crowds_as_objects)
 
 
 def _read_categories(document: dict[str, Any], unused_super: dict[str, Any] | None, place: Place) -> dict[Id, Category]:
@@ -145,21 +156,11 @@ def _read_categories(document: dict[str, Any], unused_super: dict[str, Any] | No
     return categories
 
 
-def _unused_super_category(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The record that Roboflow's exports put first for the project: id 0, the others' parent, never annotated."""
-    categories = [record for record in _list(document, "categories") if isinstance(record, dict)]
-    first = next((record for record in categories if record.get("id") == 0), None)
-    if first is None or not isinstance(first.get("name"), str):
-        return None
-    if not any(record.get("supercategory") == first["name"] for record in categories if record is not first):
-        return None
-    used = any(isinstance(r, dict) and r.get("category_id") == 0 for r in _list(document, "annotations"))
-    return None if used else first
-
-
 def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dict[Id, ImageRecord]:
     """Images by id. A record with a wrong name or size stays, with "" or 0 instead, so that its id is known."""
     images: dict[Id, ImageRecord] = {}
+    stated: dict[str, str] = {}  # file -> the name that the record has for it
+    of_label_studio = is_of_label_studio(document)
     for record, at in _records(document, "images", place):
         file_name = record.get("file_name")
         if not isinstance(file_name, str) or not file_name:
@@ -168,6 +169,10 @@ def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dic
             )
             file_name = ""
         at = at.about(file_name or None)
+        file = file_in_dataset(file_name) if of_label_studio else file_name
+        if stated.setdefault(file, file_name) != file_name:
+            message = f"{quote(file_name)} and {quote(stated[file])} would be one file"
+            at.at("file_name").error(IssueCode.IMAGE_MISSING, message, "give every image a name of its own")
         key = "id" if "id" in record else "image_id"
         image_id = _read_id(record.get(key), at.at("id"), "the image")
         if image_id is None:
@@ -177,7 +182,7 @@ def _read_images(document: dict[str, Any], place: Place, max_pixels: int) -> dic
             hint = "give every image its own id"
             at.at(key).error(IssueCode.ID_DUPLICATE, f"another image has the id {quote(image_id)}", hint)
             continue
-        images[image_id] = ImageRecord(image_id, file_name, width, height)
+        images[image_id] = ImageRecord(image_id, file, width, height)
     return images
 
 
@@ -197,8 +202,10 @@ def _read_size(record: dict[str, Any], place: Place, max_pixels: int) -> Size:
 
 def _read_annotations(
     document: dict[str, Any], categories: dict[Id, Category], images: dict[Id, ImageRecord], place: Place
-) -> list[Annotation]:
+) -> tuple[list[Annotation], int]:
+    """Annotations, and of how many of them the mark of a crowd was not meant."""
     annotations: list[Annotation] = []
+    crowds_as_objects = 0
     seen: set[Id] = set()
     for record, at in _records(document, "annotations", place):
         annotation_id = _read_id(record.get("id"), at.at("id"), "the annotation")
@@ -213,7 +220,8 @@ def _read_annotations(
             seen.add(annotation_id)
         if annotation is not None:
             annotations.append(annotation)
-    return annotations
+            crowds_as_objects += bool(record.get("iscrowd")) and not annotation.is_crowd
+    return annotations, crowds_as_objects
 
 
 def _read_annotation(
@@ -241,7 +249,8 @@ def _read_annotation(
     geometry = read_geometry(record, Size(image.width, image.height), place)
     if geometry is None or annotation_id is None or category_id is None or crowd is None:
         return None
-    return Annotation(annotation_id, image.id, category_id, geometry.bbox, geometry.segmentation, bool(crowd))
+    is_crowd = bool(crowd) and not is_mask_of_cvat(record)
+    return Annotation(annotation_id, image.id, category_id, geometry.bbox, geometry.segmentation, is_crowd)
 
 
 def _find_image(record: dict[str, Any], images: dict[Id, ImageRecord]) -> ImageRecord | None:
@@ -254,17 +263,12 @@ def _records(document: dict[str, Any], key: str, place: Place) -> Iterator[tuple
     if not isinstance(document.get(key), list):
         message = f"the list {key!r} is missing" if key not in document else f"{key!r} is not a list"
         place.at(key).error(IssueCode.JSON_INVALID, message, LISTS_HINT)
-    for index, record in enumerate(_list(document, key)):
+    for index, record in enumerate(list_of(document, key)):
         at = place.at(key, index)
         if isinstance(record, dict):
             yield record, at
         else:
             at.error(IssueCode.JSON_INVALID, f"an object is expected here, not {quote(record)}", LISTS_HINT)
-
-
-def _list(document: dict[str, Any], key: str) -> list[Any]:
-    value = document.get(key)
-    return value if isinstance(value, list) else []
 
 
 def _read_id(value: object, place: Place, what: str) -> Id | None:

@@ -65,6 +65,7 @@ def validate(
     images.compare_splits(places)
     _check_amounts(datasets["train"], len(images.digests["train"]), places["train"])
     for name, dataset in datasets.items():
+        _check_crowds(dataset, places[name])
         if name != "train":
             _check_other_split(name, dataset, datasets["train"], places[name])
     return _report(log, datasets, images.duplicates)
@@ -124,7 +125,7 @@ def _check_amounts(train: CocoDataset, usable_images: int, place: Place) -> None
     elif usable_images < FEW_IMAGES:
         message = f"there are only {usable_images} usable training images"
         place.warn(IssueCode.TOO_FEW_IMAGES, message, f"{FEW_IMAGES} or more give steadier results")
-    if not train.annotations:
+    if all(annotation.is_crowd for annotation in train.annotations):
         place.error(IssueCode.TOO_FEW_IMAGES, "the training split has no usable annotation", "annotate some objects")
         return
     instances = Counter(annotation.category_id for annotation in train.annotations)
@@ -137,6 +138,20 @@ def _check_amounts(train: CocoDataset, usable_images: int, place: Place) -> None
         names = quote(train.categories[most].name), quote(train.categories[least].name)
         message = f"category {names[0]} has {high:,} annotations, category {names[1]} only {low:,}"
         place.warn(IssueCode.CLASS_IMBALANCE, message, "add examples of the rare category")
+
+
+def _check_crowds(dataset: CocoDataset, place: Place) -> None:
+    """Report annotations that teach nothing, and those that would teach nothing if they were read to the letter."""
+    crowds = sum(annotation.is_crowd for annotation in dataset.annotations)
+    if crowds:
+        count = f"{crowds:,} of {len(dataset.annotations):,} annotations"
+        hint = "a crowd is several objects that nobody told apart; of a single object, iscrowd is 0"
+        place.warn(IssueCode.CROWD_IGNORED, f"{count} are marked as crowds: nothing is learnt from them", hint)
+    if dataset.crowds_as_objects:
+        message = (
+            f"{dataset.crowds_as_objects:,} masks are marked as crowds, as CVAT marks all; each is read as one object"
+        )
+        place.warn(IssueCode.CROWD_AS_OBJECT, message, "where a mask shows several objects, give each its own")
 
 
 def _check_other_split(name: str, dataset: CocoDataset, train: CocoDataset, place: Place) -> None:

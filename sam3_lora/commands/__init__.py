@@ -1,1 +1,1 @@
-"""Commands that ask a running service; none needs a model on this machine."""
+"""Commands that ask a running service, or make what it takes; none needs a model on this machine."""

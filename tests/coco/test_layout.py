@@ -9,6 +9,7 @@ from sam3_lora.coco.layout import Layout, find_layout
 from sam3_lora.coco.report import DatasetIssueError
 
 COCO = json.dumps({"images": [{"file_name": "a.jpg"}]})
+ELSEWHERE = json.dumps({"images": [{"file_name": "../../media/upload/1/a.jpg"}]})
 NESTED = json.dumps({"images": [{"file_name": "images/a.jpg"}]})
 
 # Files of a dataset, and for each split (image folder, annotation file).
@@ -53,6 +54,9 @@ ACCEPTED = {
     ),
     "one folder": ({"a.jpg": "", "coco.json": COCO}, {"train": (".", "coco.json")}),
     "one file and images": ({"images/a.jpg": "", "coco.json": COCO}, {"train": ("images", "coco.json")}),
+    "label studio, with a picture beside the file": (
+        {"images/a.jpg": "", "logo.png": "", "result.json": ELSEWHERE}, {"train": ("images", "result.json")}
+    ),
     "one file that names images/": ({"images/a.jpg": "", "result.json": NESTED}, {"train": (".", "result.json")}),
 }  # fmt: skip
 
@@ -98,6 +102,22 @@ def test_refused_with_the_accepted_layouts_as_hint(case: str, tmp_path: Path) ->
         find_layout(build(tmp_path / "x", files))
     assert caught.value.issue.code == code
     assert "annotations/*.json" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("files", "hint"),
+    [
+        ({"data.yaml": "", "train/images/a.jpg": "", "train/labels/a.txt": ""}, "datasets convert yolo"),
+        ({"classes.txt": "", "images/a.jpg": "", "labels/a.txt": ""}, "export it as COCO"),
+        ({"annotations.xml": "", "images/a.jpg": ""}, "COCO 1.0"),
+    ],
+)
+def test_formats_of_other_tools_are_named(files: dict[str, str], hint: str, tmp_path: Path) -> None:
+    for top in ("", "export/"):
+        root = build(tmp_path / f"x{len(top)}", {f"{top}{name}": text for name, text in files.items()})
+        with pytest.raises(DatasetIssueError) as caught:
+            find_layout(root)
+        assert hint in caught.value.hint
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def brought_along(requirements: list[str]) -> set[str]:
 def test_what_an_installation_brings_may_be_used_and_passed_on() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     parts = project["optional-dependencies"]
-    used = ("service", "train", "embedded", "tracing", "mlflow", "wandb")
+    used = ("service", "train", "convert", "embedded", "tracing", "mlflow", "wandb")
     found = brought_along([*project["dependencies"], *(each for part in used for each in parts[part])])
     assert {"torch", "fastapi", "celery", "pysqlite3", "opentelemetry-sdk", "psycopg-binary"} <= found
     free = UNCHANGED | set(READ)

@@ -1,0 +1,118 @@
+"""The guide to data of other tools runs as it is written, on their exports, against a real service."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.coco.exports import EXPORTS, zipped
+from tests.convert.drawn import mask_of, save_mask
+from tests.e2e.guides import example
+from tests.stack import Service, started
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(900)
+GUIDE = "docs/your-data.md"
+INSTALL = "pip install"
+# What the service counts in what the commands upload: images, annotations, warnings
+EXPECTED = {
+    "exports": [(6, 13, 1), (6, 13, 3), (4, 9, 1)],
+    "brush": [(4, 9, 1)],
+    "yolo": [(5, 9, 1)],
+    "masks": [(4, 8, 1)],  # two of the nine touch
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("guide")
+    with started(folder, folder / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that the guide calls the reader's."""
+    folder = tmp_path_factory.mktemp("work")
+    for tool in ("roboflow", "cvat", "label-studio"):
+        zipped(tool, folder / f"{tool}.zip")
+    zipped("label-studio-brush", folder / "label-studio-brush.zip", images=False)
+    shutil.copytree(EXPORTS / "label-studio" / "images", folder / "photos")
+    shutil.copytree(EXPORTS / "ultralytics", folder / "shapes")
+    (folder / "names.txt").write_text("background\nheart\ncross\n")
+    body = json.loads((EXPORTS / "label-studio-brush" / "result_coco.json").read_text())
+    names = {category["id"]: category["name"] for category in body["categories"]}
+    for image in body["images"]:
+        values = np.zeros((image["height"], image["width"]), dtype=np.uint8)
+        for each in body["annotations"]:
+            if each["image_id"] == image["id"]:
+                mask = mask_of(each["segmentation"][0], (image["width"], image["height"]))
+                values[mask] = 1 + ["heart", "cross"].index(names[each["category_id"]])
+        values[:2] = 255
+        save_mask(values, (folder / "masks" / image["file_name"]).with_suffix(".png"))
+        save_mask((values > 0) & (values < 255), (folder / "binary" / image["file_name"]).with_suffix(".png"))
+    return folder
+
+
+def run(kind: str, service: Service, folder: Path, **values: str) -> list[str]:
+    """What each of the guide's commands of a kind prints."""
+    environment = os.environ | values
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SAM3_API_URL": service.url,
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+    told = []
+    for line in example(GUIDE, kind).splitlines():
+        command = line.removeprefix("$ ")
+        if command.startswith(INSTALL):
+            continue  # is here, and nothing is to be fetched
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        told.append(done.stdout)
+    return told
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_what_is_uploaded_is_ready_with_everything_in_it(kind: str, service: Service, folder: Path) -> None:
+    uploaded = [output.split()[1] for output in run(kind, service, folder) if output.startswith("id ")]
+    counts = []
+    for dataset in uploaded:
+        assert service.get(f"/v1/datasets/{dataset}")["status"] == "ready"
+        summary = service.get(f"/v1/datasets/{dataset}/validation")["summary"]
+        assert summary["errors"] == 0
+        counts.append((summary["images"], summary["instances"], summary["warnings"]))
+    assert counts == EXPECTED[kind]
+
+
+def test_the_report_is_told(service: Service, folder: Path) -> None:
+    if not (folder / "shapes-coco").exists():
+        run("yolo", service, folder)
+    dataset = service.get("/v1/datasets?limit=1")["data"][0]["id"]
+    assert "too_few_images" in run("report", service, folder, dataset=dataset)[-1]
+
+
+def test_masks_are_split_as_the_guide_says(service: Service, folder: Path) -> None:
+    if not (folder / "by-part").exists():
+        run("masks", service, folder)
+    parts = {split: json.loads((folder / "by-part" / split / "_annotations.coco.json").read_text())
+             for split in ("train", "valid")}  # fmt: skip
+    assert sum(len(part["images"]) for part in parts.values()) == 4
+    assert {name["name"] for part in parts.values() for name in part["categories"]} == {"shape"}
+    assert all(each["area"] >= 20 for part in parts.values() for each in part["annotations"])
+    for image in parts["train"]["images"]:
+        with Image.open(folder / "by-part" / "train" / image["file_name"]) as opened:
+            assert opened.size == (image["width"], image["height"])
