@@ -10,8 +10,13 @@ ADDRESS = "http://127.0.0.1:8000"
 """Of the service that examples ask."""
 
 
-def example(document: str, kind: str) -> str:
-    """The one example of this kind in a document, a path from the root."""
+def examples(document: str, kind: str) -> list[str]:
+    """The examples of this kind in a document, a path from the root."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    (found,) = re.findall(rf"<!-- test: {kind} -->\n```\w+\n(.*?)```", text, re.DOTALL)
-    return str(found)
+    return re.findall(rf"<!-- test: {kind} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+
+
+def example(document: str, kind: str) -> str:
+    """The one example of this kind in a document."""
+    (found,) = examples(document, kind)
+    return found
