@@ -1,1 +1,1 @@
-"""Commands that ask a running service, or make what it takes; none needs a model on this machine."""
+"""The commands: those that work on this machine, and `jobs`, `datasets` and `models`, which ask a service."""
