@@ -152,6 +152,22 @@ def test_one_that_never_answers_is_waited_for_a_while(
     assert running.ids() == {}
 
 
+class Refusing(Stuck):
+    """A tracker whose library names the address, as they do."""
+
+    def begin(self, run: trackers.Begun) -> str:
+        raise ConnectionError("no answer from https://user:hidden@tracker.example/api")
+
+
+def test_passwords_in_addresses_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", Refusing)
+    running = trackers.Trackers(["mlflow"], "p", "r", tmp_path)
+    running.begin({}, {})
+    running.end(Ended.FINISHED)
+    (told,) = running.faults()
+    assert told == "no more metrics go to mlflow: ConnectionError: no answer from https://tracker.example/api"
+
+
 def test_a_missing_library_is_named_before_anything_is_done(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
