@@ -14,8 +14,16 @@ from sam3_lora.commands.predict import predict
 from sam3_lora.commands.terminal import EXIT_FAILED, console
 from sam3_lora.commands.train import train
 from sam3_lora.commands.validate import validate
+from sam3_lora.commands.version import Version
 
-app = typer.Typer(no_args_is_help=True, help="LoRA fine-tuning of SAM3 on COCO-format data.")
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """LoRA fine-tuning of SAM3 on COCO-format data."""
+
+
 for command in (train, predict, evaluate, inspect, merge, export, validate):
     app.command()(command)
 datasets.app.add_typer(convert.app, name="convert")

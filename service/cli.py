@@ -14,6 +14,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from sam3_lora.commands.version import Version
 from service import reconciler as reconciler_process
 from service.embedded import database_to_migrate, serve
 from service.main import create_app
@@ -35,11 +36,11 @@ from service.usecases import access
 from service.usecases.access import Scope
 
 log = structlog.get_logger(__name__)
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The SAM3 LoRA training service.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
-def prepare() -> None:
+def prepare(version: Version = False) -> None:  # noqa: ARG001 - acts by itself
     """The SAM3 LoRA training service."""
     keep_private()
 

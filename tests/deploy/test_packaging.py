@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import urllib.request
 import venv
 import zipfile
@@ -109,6 +110,15 @@ def test_the_command_line_without_pytorch_says_what_to_install(tmp_path: Path) -
     assert ended.returncode == 1
     assert "pip install 'sam3-lora-service[train]'" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["sam3_lora.cli", "service.cli"])
+def test_programs_tell_their_version(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert done.stdout == f"sam3-lora-service {stated}\n"
 
 
 def test_the_lock_pins_what_every_installation_brings() -> None:
