@@ -43,8 +43,9 @@ def read_zip(archive: Path, budget: Budget) -> Iterator[Member]:
             for info in infos:
                 _refuse_unsupported(info)
             for info in infos:
-                # zipfile cuts names at a NUL; the original is what has to be judged.
-                yield Member(info.orig_filename, info.is_dir(), _chunks(opened, info, budget))
+                # zipfile cuts names at a NUL, and fails on nothing being left: the original is what counts.
+                name = info.orig_filename
+                yield Member(name, name.endswith("/"), _chunks(opened, info, budget))
 
 
 class _BoundedFile(io.FileIO):

@@ -277,6 +277,16 @@ def test_no_member_is_executable_or_shared(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o077 == 0
 
 
+def test_a_name_that_begins_with_nul_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("Xa.json", "{}")
+    archive.write_bytes(archive.read_bytes().replace(b"Xa.json", b"\0a.json"))
+    with pytest.raises(ArchiveError):
+        extract(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_archives_only_raise_archive_errors(

@@ -169,7 +169,11 @@ def test_trainer_gets_a_run_configuration_with_the_splits_of_the_dataset(rig: Ri
         ("say('result')", "internal", "without a best checkpoint"),
         (trainers.CONTRACT + "\ncheckpoint('epoch', 1)\nsay('result')", "internal", "without a best checkpoint"),
         ("sys.exit(0)", "internal", "without a result"),
-        ("say('checkpoint', folder='../../..', kind='epoch', epoch=1, step=1); time.sleep(9)", "internal", "outside"),
+        (
+            "say('checkpoint', folder='../../..', kind='epoch', epoch=1, step=1); time.sleep(9)",
+            "checkpoint_invalid",
+            "outside",
+        ),
         (
             "say('checkpoint', folder='none', kind='epoch', epoch=1, step=1); say('result')",
             "internal",
