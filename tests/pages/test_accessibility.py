@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("tour")
     with started(folder, folder / "data", **FAST) as service:
-        yield service.url, furnish(service.url, QUICK, wait_s=240)
+        yield service.url, furnish(service.url, QUICK, wait_s=400)
 
 
 def test_no_page_has_a_grave_finding_or_leaves_its_screen(browser: Browser, site: tuple[str, dict[str, str]]) -> None:

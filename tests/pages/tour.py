@@ -75,7 +75,8 @@ def furnish(url: str, config: dict[str, Any], *, wait_s: float) -> dict[str, str
         model = client.get(f"/v1/jobs/{done}").json()["result"]["model_id"]
         compared = post("/v1/comparisons", {"dataset_id": good, "models": [model, "sam3-tiny"][::-1]})["id"]
         until(f"/v1/comparisons/{compared}", "succeeded")
-        brief = config | {"training": config["training"] | {"max_epochs": 1}, "evaluation": {"baseline": False}}
+        few = {"dataset": {"limit_images": 16}, "evaluation": {"baseline": False}}  # four trainings, one after another
+        brief = config | few | {"training": config["training"] | {"max_epochs": 1}}
         ranks = {"lora.rank": {"values": [4, 16]}, "training.learning_rate": {"values": [5e-4, 2e-3]}}
         trials = {"name": "Rank and rate", "job": body | {"config": brief}, "parameters": ranks}
         swept = post("/v1/sweeps", trials)["id"]
