@@ -11,9 +11,8 @@ from typing import Any
 from datamodel_code_generator import InputFileType, PythonVersion, generate
 from datamodel_code_generator.enums import DataModelType, ExtraFields
 
+from codegen import openapi
 from codegen.settle import settled
-from service.main import create_app
-from service.shared.settings import Settings
 
 TARGET = Path(__file__).parents[1] / "sam3_lora" / "client" / "schemas.py"
 HEADER = '''"""What the service answers. Made from its OpenAPI document by `make generate`: change it there.
@@ -22,17 +21,15 @@ Fields that a newer service adds are kept as attributes. Where a text is one of 
 more of them.
 """
 '''
-METHODS = ("get", "post", "put", "patch", "delete")
 LEFT_OUT = {"OpenAI-compatible", "webhooks", "access"}  # the first has a client of its own, the others are set up once
 
 
 def source() -> str:
     """The module's text."""
     with tempfile.TemporaryDirectory() as folder:
-        document = create_app(Settings(data_dir=Path(folder))).openapi()
         target = Path(folder) / "schemas.py"
         generate(
-            json.dumps(_answers(document)),
+            json.dumps(_answers(openapi.document())),
             input_file_type=InputFileType.OpenAPI,
             output=target,
             output_model_type=DataModelType.PydanticV2BaseModel,
@@ -69,7 +66,7 @@ def _answers(document: dict[str, Any]) -> dict[str, Any]:
 
     for path in document["paths"].values():
         for method, operation in path.items():
-            if method in METHODS and not LEFT_OUT & set(operation.get("tags", ())):
+            if method in openapi.METHODS and not LEFT_OUT & set(operation.get("tags", ())):
                 walk([answer for status, answer in operation["responses"].items() if status.startswith("2")])
     texts = {name: _lenient(schemas[name], {}) for name in found if "enum" in schemas[name]}
     found -= {*texts, *(name for name in found if name.startswith("OpenAI"))}

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -39,6 +41,11 @@ COMPONENTS = (
 )
 # Things that few datasets show, from different walks of life.
 ABSENT_PROMPTS = ("giraffe", "submarine", "trombone", "cactus", "chandelier", "penguin", "tractor", "pineapple")
+
+
+def uninstalled(trackers: Iterable[TrackerName]) -> list[TrackerName]:
+    """Those whose library is not installed; it has the tracker's name, as has the extra that brings it."""
+    return [name for name in trackers if importlib.util.find_spec(name) is None]
 
 
 def _number(value: object) -> object:

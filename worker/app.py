@@ -23,6 +23,7 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
 
+from sam3_lora.config import uninstalled
 from service.shared import checks, pulse, tracing
 from service.shared import log as logs
 from service.shared.clock import SystemClock
@@ -102,8 +103,7 @@ def without_library(settings: Settings) -> list[str]:
     """What to tell of trackers that are asked for and not installed."""
     return [
         f"SAM3_TRACKERS: {name} is not installed: pip install 'sam3-lora-service[service,train,{name}]'"
-        for name in settings.trackers
-        if importlib.util.find_spec(name) is None
+        for name in uninstalled(settings.trackers)
     ]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from codegen import openapi
 from codegen.reference import commands, http
 from codegen.reference.fields import Fields
 from sam3_lora.config import RunConfig
-from service.main import create_app
 from service.shared.settings import PREFIX, Settings
 
 TARGET = Path(__file__).parents[2] / "docs" / "reference"
@@ -31,9 +30,7 @@ Environment variables that every process of the service reads once, at its start
 def pages() -> dict[str, str]:
     """The text of each page, by file name."""
     made = {"configuration.md": configuration(), "settings.md": settings(), "commands.md": commands.page()}
-    with tempfile.TemporaryDirectory() as folder:
-        document = create_app(Settings(data_dir=Path(folder))).openapi()
-    made |= {"http.md": http.page(document), "schemas.md": http.schemas_page(document)}
+    made |= {"http.md": http.page(openapi.document()), "schemas.md": http.schemas_page(openapi.document())}
     return {name: NOTE + "\n" + text for name, text in made.items()}
 
 

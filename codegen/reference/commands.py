@@ -12,8 +12,8 @@ from service.cli import app as service
 HEAD = """# Commands
 
 `sam3-lora` trains, evaluates, predicts and exports on this machine (`[train]`), and asks a service (nothing further);
-`sam3-service` runs the service (`[service]`). What exit codes say: [commands and the client](../client.md#from-a-
-shell).
+`sam3-service` runs the service (`[service]`). What exit codes say:
+[commands and the client](../client.md#from-a-shell).
 
 """
 

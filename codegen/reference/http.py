@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+from codegen.openapi import METHODS
 from codegen.reference.fields import Fields, cell
 
-METHODS = ("get", "post", "put", "patch", "delete")
 REQUESTS = """# HTTP requests
 
 Every path is also served below `/v1`. A running service has the same as an OpenAPI 3.1 document at `/openapi.json`,

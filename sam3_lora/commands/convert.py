@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sam3_lora.commands.service import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, Json, notes
+from sam3_lora.commands.service import Json, notes
+from sam3_lora.commands.terminal import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from sam3_lora.convert.faults import ConversionError
-from sam3_lora.errors import ConfigError, Sam3LoraError
+from sam3_lora.errors import Sam3LoraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,10 +116,7 @@ def _ended_well() -> Iterator[None]:
         _show_faults(error)
         raise typer.Exit(EXIT_FAILED) from None
     except Sam3LoraError as error:
-        notes.print(f"error: {error.message}", style="red", markup=False)
-        if error.hint:
-            notes.print(f"hint: {error.hint}", markup=False)
-        raise typer.Exit(EXIT_REFUSED if isinstance(error, ConfigError) else EXIT_FAILED) from None
+        fail(error)
 
 
 def _show_faults(error: ConversionError) -> None:

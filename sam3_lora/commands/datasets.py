@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3_lora.commands.bytes_shown import bytes_shown
-from sam3_lora.commands.service import EXIT_FAILED, Json, Key, Url, connected, notes, show, show_list, write_json
+from sam3_lora.commands.service import Json, Key, Url, connected, notes, show, show_list, write_json
+from sam3_lora.commands.terminal import EXIT_FAILED
 
 if TYPE_CHECKING:
     from sam3_lora.client._sync.client import Client

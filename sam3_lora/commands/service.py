@@ -23,17 +23,15 @@ from sam3_lora.client.errors import (
     ServerError,
     WorkFailedError,
 )
+from sam3_lora.commands.terminal import EXIT_FAILED, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-EXIT_FAILED = 1
-"""What was asked for did not succeed: a job, a dataset, a prediction."""
 EXIT_REFUSED = 2
 """The command is wrong, or the service refused it: the same again will be."""
 EXIT_UNAVAILABLE = 3
 """The service cannot be reached, or failed: later it may do."""
-EXIT_INTERRUPTED = 130
 
 Url = Annotated[
     str | None,

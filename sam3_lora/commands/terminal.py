@@ -1,4 +1,4 @@
-"""What the commands that work on this machine share: the terminal, and how faults end."""
+"""What commands share: exit codes; and of those that work on this machine, the terminal and how faults end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 console = Console(stderr=True)
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED = 1
+"""What was asked for did not succeed."""
+EXIT_USAGE = 2
+"""Something in the command or its configuration is wrong."""
+EXIT_INTERRUPTED = 130
 
 
 def figure(value: float | None) -> str:

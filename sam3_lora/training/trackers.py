@@ -7,7 +7,6 @@ be reached is reported once and left alone.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import queue
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from sam3_lora.config import uninstalled
 from sam3_lora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ INTERRUPTED_TIMEOUT_S = 5.0
 """The same for one that was interrupted, and may be killed if it takes long."""
 BEGIN_TIMEOUT_S = 30.0
 """How long after their start the first checkpoint waits for the ids under which trackers know the run."""
-LIBRARIES = {"mlflow": "mlflow", "wandb": "wandb"}
 BATCH = 1000  # metrics that MLflow takes in one request
 PARAMETERS_AT_ONCE = 100
 PARAMETER_CHARACTERS = 500  # what every version of MLflow takes
@@ -82,13 +81,13 @@ class Tracker(Protocol):
     def end(self, ended: Ended) -> None: ...
 
 
-def require(names: Sequence[str]) -> None:
+def require(names: Sequence[TrackerName]) -> None:
     """See that the libraries are there.
 
     Raises:
         ConfigError: naming the extra to install.
     """
-    missing = [name for name in names if importlib.util.find_spec(LIBRARIES[name]) is None]
+    missing = uninstalled(names)
     if missing:
         raise ConfigError(
             f"output.trackers: the library of {' and '.join(missing)} is not installed",
@@ -170,7 +169,7 @@ class MLflow:
         self._run_id = ""
 
     def begin(self, run: Begun) -> str:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param
 
         if run.kept is not None:
             self._run_id = run.kept
@@ -178,11 +177,11 @@ class MLflow:
             return run.kept
         found = self._client.get_experiment_by_name(run.project)
         experiment = self._client.create_experiment(run.project) if found is None else found.experiment_id
-        self._run_id = self._client.create_run(experiment, run_name=run.name).info.run_id
+        tags = {"mlflow.source.name": "sam3-lora"}
+        self._run_id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
         parameters = [Param(name, text[:PARAMETER_CHARACTERS]) for name, text in _flat(run.config)]
         for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
             self._client.log_batch(self._run_id, params=parameters[start : start + PARAMETERS_AT_ONCE])
-        self._client.log_batch(self._run_id, tags=[RunTag("mlflow.source.name", "sam3-lora")])
         return self._run_id
 
     def log(self, points: Sequence[Point]) -> None:

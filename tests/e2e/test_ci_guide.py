@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sam3_lora.synthetic.__main__ import main as draw
+from tests.e2e import guides
 from tests.e2e.guides import ROOT, example
 from tests.servers import free_port
-from tests.stack import Service, started
+from tests.stack import Service
 
 GUIDE = "docs/continuous-integration.md"
 RUN = "training: {max_epochs: 1, learning_rate: 1e-3, use_amp: false}\n"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("ci")
-    with started(folder, folder / "data") as running:
-        yield running
 
 
 @pytest.fixture
@@ -45,17 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(service: Service, folder: Path) -> Run:
-    def bash(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "SAM3_API_URL": service.url,
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            **variables,
-        }
-        shell = ["bash", "-c", command]
-        return subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-    return bash
+    return lambda command, **variables: guides.run(command, folder, service.url, **variables)
 
 
 def line(kind: str) -> str:

@@ -14,24 +14,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sam3_lora.synthetic.__main__ import main as draw
+from tests.e2e import guides
 from tests.e2e.guides import ADDRESS, example
-from tests.stack import Service, started
+from tests.stack import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = pytest.mark.timeout(900)
 RUN = """
 model: {base: sam3-tiny}
 training: {max_epochs: 1, learning_rate: 3e-3, use_amp: false}
 """
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("guide")
-    with started(folder, folder / "data") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +51,16 @@ def test_the_program(service: Service, folder: Path) -> None:
 
 
 def test_the_commands(service: Service, folder: Path) -> None:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SAM3_API_URL": service.url,
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
+    ids: dict[str, str] = {}
     for line in example("docs/client.md", "commands").splitlines():
         command = line.removeprefix("$ ").partition("  #")[0]
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        done = guides.run(command, folder, service.url, **ids)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         if "submit" in command:
-            environment["job"] = done.stdout.split()[1]
-            job = service.get(f"/v1/jobs/{environment['job']}")
+            ids["job"] = done.stdout.split()[1]
+            job = service.get(f"/v1/jobs/{ids['job']}")
             assert job["status"] == "succeeded"
-            environment["model"] = job["result"]["model_id"]
+            ids["model"] = job["result"]["model_id"]
         if "--json" in shlex.split(command):
-            assert json.loads(done.stdout)["id"] == environment["job"]
+            assert json.loads(done.stdout)["id"] == ids["job"]
     assert (folder / "merged.safetensors").stat().st_size > 1_000_000

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +10,12 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from tests.e2e import guides
 from tests.e2e.guides import ADDRESS, ROOT, example, examples
-from tests.stack import Service, started
+from tests.stack import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 MADE = ROOT / "docs" / "reference"  # by `make generate`, with commands in the abstract
 DOCUMENTS = sorted(
@@ -48,13 +46,6 @@ def test_every_block_is_run_by_a_test_or_says_why_not(document: str) -> None:
         assert runs, f"no test runs {kind[1]} of {document}"
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("documents")
-    with started(folder, folder / "data") as running:
-        yield running
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("document", sorted(set(RUN_HERE) - set(ELSEWHERE)))
 def test_commands_run_as_they_are_written(document: str, service: Service, tmp_path: Path) -> None:
@@ -63,15 +54,9 @@ def test_commands_run_as_they_are_written(document: str, service: Service, tmp_p
         (tmp_path / "run.yaml").write_text(example("docs/tutorial.md", "yaml"))
     (tmp_path / "deploy" / "prometheus").mkdir(parents=True)  # as in the repository
     blocks = "".join(examples(document, "commands"))
-    script = "set -euo pipefail\n" + re.sub(r"^[$>] ", "", blocks, flags=re.MULTILINE)
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SAM3_API_URL": service.url,
-        "SAM3_DATA_DIR": str(service.data_dir),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
-    command = ["bash", "-xc", script.replace(ADDRESS, service.url)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    script = "set -xeuo pipefail\n" + re.sub(r"^[$>] ", "", blocks, flags=re.MULTILINE)
+    script = script.replace(ADDRESS, service.url)
+    done = guides.run(script, tmp_path, service.url, SAM3_DATA_DIR=str(service.data_dir))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     if document == "docs/tutorial.md":
         for written in ("found.png", "report.html", "adapter/adapter_model.safetensors"):

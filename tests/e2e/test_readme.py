@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,13 @@ from sam3_lora.config import load
 from sam3_lora.synthetic.__main__ import main as draw
 from tests.e2e import guides
 from tests.e2e.guides import ADDRESS, ROOT
-from tests.stack import Service, started
+from tests.stack import Service
 
 README = ROOT / "README.md"
 
 
 def example(kind: str) -> str:
     return guides.example("README.md", kind)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("readme")
-    with started(folder, folder / "data") as running:
-        yield running
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from sam3_lora.client import Client
 from sam3_lora.model.upstream import vocabulary_path
 from sam3_lora.model.weights import architecture_of, load_base
 from sam3_lora.synthetic.__main__ import main as draw
+from tests.e2e import guides
 from tests.e2e.guides import example
 from tests.lora.huggingface_base import huggingface_base
 from tests.stack import started
@@ -52,14 +53,8 @@ def test_the_guide(tmp_path: Path) -> None:
         model = job.model()
         job.download(tmp_path / "runs" / "first" / "checkpoints" / "best")
         (answer,) = model.predict(tmp_path / "photo.jpg", ["circle"], min_score=0.3).results
-        environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "SAM3_API_URL": service.url,
-            "model": model.id,
-        }
         for line in example(GUIDE, "commands").splitlines():
-            command = ["bash", "-c", line.removeprefix("$ ")]
-            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            done = guides.run(line.removeprefix("$ "), tmp_path, service.url, model=model.id)
             assert done.returncode == 0, done.stderr
     assert answer.detections
 

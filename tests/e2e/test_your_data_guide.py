@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +13,12 @@ from PIL import Image
 
 from tests.coco.exports import EXPORTS, zipped
 from tests.convert.drawn import mask_of, save_mask
+from tests.e2e import guides
 from tests.e2e.guides import example
-from tests.stack import Service, started
+from tests.stack import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = pytest.mark.timeout(900)
 GUIDE = "docs/your-data.md"
@@ -32,13 +30,6 @@ EXPECTED = {
     "yolo": [(5, 9, 1)],
     "masks": [(4, 8, 1)],  # two of the nine touch
 }
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("guide")
-    with started(folder, folder / "data") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +58,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(kind: str, service: Service, folder: Path, **values: str) -> list[str]:
     """What each of the guide's commands of a kind prints."""
-    environment = os.environ | values
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SAM3_API_URL": service.url,
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
     told = []
     for line in example(GUIDE, kind).splitlines():
         command = line.removeprefix("$ ")
         if command.startswith(INSTALL):
             continue  # is here, and nothing is to be fetched
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        done = guides.run(command, folder, service.url, **values)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         told.append(done.stdout)
     return told
