@@ -15,6 +15,7 @@ from benchmarks.environments import python_with
 
 MLFLOW = "mlflow==3.17.2"
 START_TIMEOUT_S = 120.0
+CONNECTIONS = 32  # to its database
 
 
 @contextlib.contextmanager
@@ -26,7 +27,11 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--default-artifact-root", str(folder)]
     command = [str(python), "-m", "mlflow", "server", *store, "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Its pool has 15 connections, and a 16th request at once may wait 30 s for one, to be refused.
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": str(CONNECTIONS),
+    }
     with (folder / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:

@@ -71,6 +71,7 @@ def api() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each stream is one; the usual soft limit is 1024
     gc.collect()
     gc.freeze()  # what is there now stays: looking through it again and again would stop all requests for 0.2 s
+    gc.set_threshold(10_000)  # 700 by default: a tenth of the time of all requests, and pauses of 20 ms, for 1 MB
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         Server(config).run()
     tracing.stop()

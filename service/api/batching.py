@@ -1,7 +1,9 @@
 """Answering together what is asked at the same time: one thread and one transaction for many requests.
 
-Whoever asks alone is answered at once. While an answer is being made, questions gather; the next answer is for all of
-them. So the cost of a transaction is shared as soon as there is a crowd, and nobody waits on purpose.
+While an answer is being made, questions gather; the next answer is for all of them. It begins once the loop is done with
+the requests that have arrived: those that ask are answered, too, and the loop's work and the answer's share one
+interpreter, so that no time is lost. Whoever asks alone is answered at once. So the cost of a transaction is shared as
+soon as there is a crowd, and there is no timer.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 MAX_BATCH = 64
+QUIET_ROUNDS = 6
+"""Rounds of the loop without a question after which no request is on its way: reading one takes a few, and a client that
+was just answered as many until it is heard of again. A round in which nothing happens takes some 10 us."""
 
 
 class Batcher(Generic[Q, A]):
@@ -43,9 +48,18 @@ class Batcher(Generic[Q, A]):
             self._answering = asyncio.get_running_loop().create_task(self._answer_all(), context=Context())
         return await future
 
+    async def _gather(self) -> None:
+        """Let those ask whose requests the loop already has."""
+        quiet = 0
+        while quiet < QUIET_ROUNDS and len(self._asked) < MAX_BATCH:
+            known = len(self._asked)
+            await asyncio.sleep(0)
+            quiet = 0 if len(self._asked) > known else quiet + 1
+
     async def _answer_all(self) -> None:
         try:
             while self._asked:
+                await self._gather()
                 batch, self._asked = self._asked[:MAX_BATCH], self._asked[MAX_BATCH:]
                 questions = [question for question, _ in batch]
                 answers: Sequence[A | Exception]

@@ -230,6 +230,48 @@ def test_questions_gather_while_one_is_answered() -> None:
     assert len(batches) <= 4
 
 
+def test_who_asks_again_right_after_an_answer_is_answered_with_the_others() -> None:
+    """Requests that are being read when a batch could begin are part of it, not of the one after it."""
+    batches: list[int] = []
+
+    def answer(questions: list[int]) -> list[int]:
+        batches.append(len(questions))
+        return questions
+
+    async def client(batcher: Batcher[int, int], number: int) -> None:
+        for _ in range(10):
+            await batcher.ask(number)
+            for _ in range(number % 5):  # the loop's rounds from one client's answer to its next request
+                await asyncio.sleep(0)
+
+    async def ask() -> None:
+        batcher: Batcher[int, int] = Batcher(answer)  # type: ignore[arg-type]
+        await asyncio.gather(*(client(batcher, number) for number in range(16)))
+
+    asyncio.run(ask())
+    assert batches == [16] * 10
+
+
+def test_those_who_keep_coming_keep_nobody_waiting() -> None:
+    batches: list[int] = []
+
+    def answer(questions: list[int]) -> list[int]:
+        batches.append(len(questions))
+        return questions
+
+    async def ask() -> None:
+        batcher: Batcher[int, int] = Batcher(answer)  # type: ignore[arg-type]
+        first = asyncio.create_task(batcher.ask(0))
+        others = []
+        while not first.done():
+            others.append(asyncio.create_task(batcher.ask(1)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*others)
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+    assert batches[0] == MAX_BATCH
+
+
 def test_a_batch_that_fails_fails_for_all_of_it_and_for_nobody_else() -> None:
     calls = 0
 
