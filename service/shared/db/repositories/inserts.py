@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, inspect
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, make_transient_to_detached
 
 from service.shared.db.models.base import DEFAULT_PROJECT, PROJECT, Base, OfProject
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from sqlalchemy import Insert
 
@@ -43,6 +45,34 @@ def insert_new(session: Session, rows: Collection[Base]) -> None:
         row.__dict__ |= {key: given[name] for key, name, _ in _columns(kind)}
         make_transient_to_detached(row)
     session.add_all(rows)
+
+
+@contextmanager
+def pipelined(session: Session) -> Iterator[None]:
+    """Send the inserts within one after the other, and wait for all of them at the end; SQLite has nothing to wait for.
+
+    So several cost one round trip to PostgreSQL, and the next rows are made while it stores the last ones. What returns
+    rows cannot be within: queries, and inserts of rows whose keys the database chooses.
+
+    Raises:
+        DBAPIError: if any of them fails, perhaps after others were sent.
+    """
+    connection = session.connection()
+    driven: Any = connection.connection.driver_connection
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    failure = connection.dialect.loaded_dbapi.Error
+    try:
+        with driven.pipeline():
+            yield
+    except failure as error:  # that of the end, which SQLAlchemy does not see
+        is_disconnect = connection.dialect.is_disconnect(error, driven, None)
+        if is_disconnect:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            None, None, error, failure, connection_invalidated=is_disconnect, dialect=connection.dialect
+        ) from error
 
 
 def assign_project(session: Session, row: object) -> None:

@@ -22,7 +22,7 @@ from service.shared.db.models import (
 )
 from service.shared.db.repositories.events import EventRepository, NewEvent
 from service.shared.db.repositories.fencing import returning_job
-from service.shared.db.repositories.inserts import insert_new
+from service.shared.db.repositories.inserts import insert_new, pipelined
 from service.shared.db.repositories.job_filters import ANY_JOB, TAG, JobFilter
 from service.shared.db.repositories.paging import page
 from service.shared.errors import LeaseLostError, NotFoundError, StateConflictError
@@ -86,9 +86,12 @@ class JobRepository:
             if job.state is JobState.QUEUED:
                 job.queued_at = job.next_publish_at = now
             job.last_event_seq, job.attempt = 1 + len(events), 0
-        insert_new(self._session, jobs)
-        self._label(jobs)
-        self._events.store_all({job: [_status(job.state, f"Job {job.state}"), *events] for job, events in jobs.items()})
+        with pipelined(self._session):
+            insert_new(self._session, jobs)
+            self._label(jobs)
+            self._events.store_all(
+                {job: [_status(job.state, f"Job {job.state}"), *events] for job, events in jobs.items()}
+            )
         self._note(jobs)
 
     def get(self, job_id: str, *, lock: bool = False, shared: bool = False) -> Job:
