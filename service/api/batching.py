@@ -1,9 +1,9 @@
 """Answering together what is asked at the same time: one thread and one transaction for many requests.
 
-While an answer is being made, questions gather; the next answer is for all of them. It begins once the loop is done with
-the requests that have arrived: those that ask are answered, too, and the loop's work and the answer's share one
-interpreter, so that no time is lost. Whoever asks alone is answered at once. So the cost of a transaction is shared as
-soon as there is a crowd, and there is no timer.
+While an answer is being made, questions gather; the next answer is for all of them. It begins once the loop is done
+with the requests that have arrived, so that it is for those as well: the loop's work and the answer's share one
+interpreter, and no time is lost. Whoever asks alone is answered at once. So the cost of a transaction is shared as soon
+as there is a crowd, and there is no timer.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ A = TypeVar("A")
 
 MAX_BATCH = 64
 QUIET_ROUNDS = 6
-"""Rounds of the loop without a question after which no request is on its way: reading one takes a few, and a client that
-was just answered as many until it is heard of again. A round in which nothing happens takes some 10 us."""
+"""Rounds of the loop without a question after which no request is on its way: reading one takes a few, and a client
+that was just answered as many until it is heard of again. A round in which nothing happens takes some 10 us."""
 
 
 class Batcher(Generic[Q, A]):

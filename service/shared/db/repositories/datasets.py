@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select, update
+from sqlalchemy.orm import defer
 
 from service.shared.dataset_files import archive_of
 from service.shared.db.models import Comparison, Dataset, Job
@@ -33,6 +34,7 @@ LOCKED = (
     select(Dataset)
     .where(Dataset.id.in_(bindparam("dataset_ids", expanding=True)), Dataset.deleted_at.is_(None))
     .order_by(Dataset.id)
+    .options(defer(Dataset.report), defer(Dataset.preview))  # by far the largest columns, which few look at
     .with_for_update(read=True)
 )
 
