@@ -814,6 +814,19 @@ class NativeFile(BaseModel):
     """
 
 
+class CheckpointPage(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    data: list[Checkpoint]
+    first_id: str | None
+    last_id: str | None
+    """
+    Give it as `after` to get the next page.
+    """
+    has_more: bool
+
+
 class Panel(BaseModel):
     """
     A JPEG picture: the bare image, or it with the annotated or found objects drawn.
@@ -1202,13 +1215,6 @@ class Category(BaseModel):
     """
     `segm_mAP` and `bbox_mAP` of this category alone.
     """
-
-
-class CheckpointList(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    data: list[Checkpoint]
 
 
 class ComparedCategory(BaseModel):
@@ -1617,6 +1623,19 @@ class Model(BaseModel):
     urls: ModelUrls
 
 
+class AttemptPage(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    data: list[Attempt]
+    first_id: str | None
+    last_id: str | None
+    """
+    Give it as `after` to get the next page.
+    """
+    has_more: bool
+
+
 class DatasetPage(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -1775,13 +1794,6 @@ class Answer(BaseModel):
     """
     Best first, at most 100.
     """
-
-
-class AttemptList(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    data: list[Attempt]
 
 
 class Comparison(BaseModel):

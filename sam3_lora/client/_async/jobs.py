@@ -95,7 +95,7 @@ class AsyncJob(schemas.Job, AsyncResource):
 
     async def checkpoints(self) -> Sequence[AsyncCheckpoint]:
         """Its checkpoints, the newest first."""
-        page = await self._transport.json("GET", f"{self._path}/checkpoints")
+        page = await self._transport.json("GET", f"{self._path}/checkpoints", params={"limit": 100})
         return [AsyncCheckpoint.made(self._transport, body) for body in page["data"]]
 
     async def best_checkpoint(self) -> AsyncCheckpoint:

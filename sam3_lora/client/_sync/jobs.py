@@ -95,7 +95,7 @@ class Job(schemas.Job, Resource):
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """Its checkpoints, the newest first."""
-        page = self._transport.json("GET", f"{self._path}/checkpoints")
+        page = self._transport.json("GET", f"{self._path}/checkpoints", params={"limit": 100})
         return [Checkpoint.made(self._transport, body) for body in page["data"]]
 
     def best_checkpoint(self) -> Checkpoint:

@@ -10,7 +10,6 @@ from service.api.errors import problem_responses
 from service.api.schemas.api_keys import (
     ApiKeyCreate,
     ApiKeyCreated,
-    ApiKeyList,
     ApiKeyRead,
     ApiKeyRotate,
     Me,
@@ -18,6 +17,7 @@ from service.api.schemas.api_keys import (
     api_key_read,
     me,
 )
+from service.api.schemas.lists import Page, PageOf, page_within
 from service.usecases import access as usecase
 
 router = APIRouter(tags=["access"], route_class=StrictJsonRoute)
@@ -49,10 +49,11 @@ def create_api_key(response: Response, unit: WriteUnit, access: RequestAccess, b
     return api_key_created(new)
 
 
-@router.get("/api_keys", responses=problem_responses(403, 503))
-def list_api_keys(unit: ReadUnit) -> ApiKeyList:
+@router.get("/api_keys", responses=problem_responses(403, 404, 422, 503))
+def list_api_keys(unit: ReadUnit, query: PageOf) -> Page[ApiKeyRead]:
     """Keys of the project, newest first, also those that were revoked."""
-    return ApiKeyList(data=[api_key_read(key) for key in unit.api_keys.list()])
+    reads = [api_key_read(key) for key in reversed(unit.api_keys.list())]
+    return page_within(reads, query, lambda read: read.id)
 
 
 @router.get("/api_keys/{key_id}", responses=problem_responses(403, 404, 422, 503))

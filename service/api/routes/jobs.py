@@ -10,10 +10,10 @@ from service.api.conditional import TAG, names
 from service.api.deps import AppServices, IdempotencyKey, JobId, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
 from service.api.job_views import JobView, read_jobs, view_jobs
-from service.api.schemas.checkpoints import CheckpointList, checkpoint_read
+from service.api.schemas.checkpoints import CheckpointRead, checkpoint_read
 from service.api.schemas.job_queries import METADATA_PARAMETER, JobQuery
 from service.api.schemas.jobs import JobCreate, JobPatch, JobRead, job_spec
-from service.api.schemas.lists import Page, page_of
+from service.api.schemas.lists import Page, PageOf, page_of, page_within
 from service.api.waiting import requested_wait
 from service.shared.errors import PreconditionFailedError
 from service.usecases import actions
@@ -114,8 +114,9 @@ def _headers(view: JobView) -> dict[str, str]:
     return headers
 
 
-@router.get("/{job_id}/checkpoints", responses=problem_responses(404, 503))
-def list_checkpoints(unit: ReadUnit, job_id: JobId) -> CheckpointList:
-    """Saved checkpoints, newest first, with the hashes of their files."""
+@router.get("/{job_id}/checkpoints", responses=problem_responses(404, 422, 503))
+def list_checkpoints(unit: ReadUnit, job_id: JobId, query: PageOf) -> Page[CheckpointRead]:
+    """Saved checkpoints, newest first, with the hashes of their files. Few are kept: the best, and the last ones."""
     unit.jobs.get(job_id)
-    return CheckpointList(data=[checkpoint_read(checkpoint) for checkpoint in unit.checkpoints.list(job_id)])
+    reads = [checkpoint_read(checkpoint) for checkpoint in reversed(unit.checkpoints.list(job_id))]
+    return page_within(reads, query, lambda read: read.id)

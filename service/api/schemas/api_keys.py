@@ -64,11 +64,6 @@ class ApiKeyCreated(ApiKeyRead):
     """Keep it: it is not told again."""
 
 
-class ApiKeyList(Read):
-    object: Literal["list"] = "list"
-    data: list[ApiKeyRead]
-
-
 class Me(Read):
     """What this request may do."""
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from service.api.schemas.lists import Read
+from service.api.schemas.lists import PageQuery, Read
 from service.shared.db.models import Attempt
 from service.shared.states import JobState
 
@@ -31,9 +31,11 @@ class AttemptRead(Read):
     """Seconds between the two, times the job's GPUs; null while the attempt goes on."""
 
 
-class AttemptList(Read):
-    object: Literal["list"] = "list"
-    data: list[AttemptRead]
+class AttemptQuery(PageQuery):
+    """Which page; an attempt's id in the list is its number."""
+
+    order: Literal["asc", "desc"] = "asc"
+    """By number."""
 
 
 def attempt_read(attempt: Attempt, gpus: int) -> AttemptRead:

@@ -59,11 +59,6 @@ class CheckpointRead(Read):
     """When it was published."""
 
 
-class CheckpointList(Read):
-    object: Literal["list"] = "list"
-    data: list[CheckpointRead]
-
-
 def checkpoint_read(checkpoint: Checkpoint) -> CheckpointRead:
     return CheckpointRead(
         id=checkpoint.id,

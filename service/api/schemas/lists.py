@@ -6,6 +6,8 @@ from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from service.shared.errors import NotFoundError
+
 T = TypeVar("T")
 
 
@@ -65,6 +67,29 @@ PageOf = Annotated[PageQuery, Query()]
 
 
 def page_of(rows: Sequence[Row], has_more: bool, read: Callable[[Row], T], id_of: Callable[[T], str]) -> Page[T]:
+    """A page of rows that were asked for as `PageQuery.window` says."""
     data = [read(row) for row in rows]
     first, last = (id_of(data[0]), id_of(data[-1])) if data else (None, None)
     return Page(data=data, first_id=first, last_id=last, has_more=has_more)
+
+
+def page_within(reads: Sequence[T], query: PageQuery, id_of: Callable[[T], str]) -> Page[T]:
+    """A page of a list that is short by nature and given whole, oldest first.
+
+    Raises:
+        NotFoundError: if the list has no item that `after` or `before` names.
+    """
+    ordered = list(reads) if query.order == "asc" else list(reads)[::-1]
+    places = {id_of(read): place for place, read in enumerate(ordered)}
+    for cursor in (query.after, query.before):
+        if cursor is not None and cursor not in places:
+            raise NotFoundError(f"The list has no item {cursor!r}; a newer one may have taken its place.")
+    begin = 0 if query.after is None else places[query.after] + 1
+    if query.before is None:
+        end = min(begin + query.limit, len(ordered))
+        has_more = end < len(ordered)
+    else:
+        end = places[query.before]
+        has_more = end - query.limit > begin
+        begin = max(begin, end - query.limit)
+    return page_of(ordered[begin:end], has_more, lambda read: read, id_of)
