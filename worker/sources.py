@@ -1,4 +1,4 @@
-"""Bring a dataset here: by URI, from this machine's disk, or by drawing one. Its archive then goes to storage."""
+"""Bring a dataset here: from a host, a bucket or this machine's disk, or by drawing it. Its archive goes to storage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.shared.errors import SourceRefusedError
-from service.shared.sources import check_path, check_uri
+from service.shared.sources import S3, check_path, check_uri
+from worker.buckets import fetch_from_bucket
 from worker.download import download
 from worker.failures import SourceError
 
@@ -30,7 +31,10 @@ def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, o
         SourceError: if it cannot be read, or may not be: settings may have changed since it was accepted.
     """
     try:
-        if source["type"] == "uri":
+        if source["type"] == "uri" and source["uri"].startswith(S3):
+            check_uri(settings, source["uri"])
+            fetch_from_bucket(source["uri"], target, settings, on_chunk=on_chunk)
+        elif source["type"] == "uri":
             check_uri(settings, source["uri"])
             download(
                 source["uri"],

@@ -1,4 +1,4 @@
-"""`sam3-lora datasets`: upload, look at the check's report, list, delete."""
+"""`sam3-lora datasets`: upload, have fetched, look at the check's report, list, delete."""
 
 from __future__ import annotations
 
@@ -33,6 +33,30 @@ def upload(
     """Upload a dataset; what has arrived is not sent again when it is repeated after a fault."""
     with connected(url, key) as client:
         dataset = send(client, path, name)
+        if wait:
+            dataset.wait()
+        _show(dataset, as_json=as_json)
+
+
+@app.command()
+def fetch(
+    place: Annotated[
+        str,
+        typer.Argument(
+            help="https:// or s3:// URI, or absolute path on the service's workers, that its operator allows."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="For people; else the last part of the place.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="That the archive must have.")] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it has been fetched and checked.")] = True,
+    as_json: Json = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Have the service get a dataset itself. Of a folder in a bucket the URI ends with a slash."""
+    kind = "uri" if "://" in place else "path"
+    with connected(url, key) as client:
+        dataset = client.datasets.create({"type": kind, kind: place}, name=name, sha256=sha256)
         if wait:
             dataset.wait()
         _show(dataset, as_json=as_json)

@@ -59,7 +59,8 @@ CHECKS: dict[Process, tuple[Check, ...]] = {
         checks.data_dir, machine.space, *NEIGHBOURS, machine.devices, machine.shared_memory, machine.weights,
     ),
     Process.CPU_WORKER: (
-        checks.data_dir, machine.space, *NEIGHBOURS, machine.dataset_roots, machine.shared_memory, machine.weights,
+        checks.data_dir, machine.space, *NEIGHBOURS, neighbours.dataset_buckets, machine.dataset_roots,
+        machine.shared_memory, machine.weights,
     ),
     Process.PREDICT_WORKER: (checks.data_dir, machine.space, *NEIGHBOURS, machine.devices, machine.weights),
 }  # fmt: skip
@@ -166,7 +167,7 @@ def _serving(settings: Settings) -> tuple[Check, ...]:
     return (
         checks.data_dir, machine.space, database, broker if own else neighbours.broker, neighbours.storage, *places,
         alone, gpus_shared, machine.devices, machine.shared_memory, machine.open_files, machine.weights,
-        machine.dataset_roots,
+        neighbours.dataset_buckets, machine.dataset_roots,
     )  # fmt: skip
 
 

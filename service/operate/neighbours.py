@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import obstore
+from obstore.exceptions import BaseError
 from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,7 +17,9 @@ from service.shared.checks import Level, fault, first_line, ok, warning
 from service.shared.db.engine import MAX_CONNECTIONS, create_engine
 from service.shared.db.models import ApiKey, WebhookEndpoint, Worker
 from service.shared.errors import ServiceError, StorageError, WebhooksUnavailableError
+from service.shared.object_stores import open_bucket
 from service.shared.queue import Task, celery_app
+from service.shared.sources import bucket_and_key
 from service.shared.storage import Storage
 from service.shared.vault import KEY_FILE, Vault
 
@@ -100,6 +104,19 @@ def storage(settings: Settings) -> Iterator[Finding]:
         yield fault("storage", "storage does not give back what it was given", "use a store that is S3-compatible")
     else:
         yield ok("storage", "files can be written, read, listed and deleted")
+
+
+def dataset_buckets(settings: Settings) -> Iterator[Finding]:
+    """Whether the places in buckets that datasets may be read from can be listed."""
+    for place in settings.dataset_buckets:
+        bucket, folder = bucket_and_key(place)
+        try:
+            next(iter(obstore.list(open_bucket(settings, bucket), folder or None, chunk_size=1)), None)
+        except (OSError, BaseError) as error:
+            advice = "correct SAM3_DATASET_BUCKETS, SAM3_STORAGE_ENDPOINT or the AWS_* variables where cpu workers run"
+            yield warning("dataset_buckets", f"{place} cannot be listed ({first_line(error)})", advice)
+        else:
+            yield ok("dataset_buckets", f"{place} can be listed")
 
 
 def _broker_server(client: Any) -> Iterator[Finding]:

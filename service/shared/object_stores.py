@@ -1,4 +1,4 @@
-"""Opens the object store behind `storage_url`: a local folder, or a bucket of any S3-compatible service."""
+"""Opens object stores: that behind `storage_url`, a local folder or a bucket, and buckets that datasets lie in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ MAX_RETRIES = 3
 RETRY_TIMEOUT = timedelta(seconds=20)
 REQUEST_TIMEOUT = "60s"  # of one request of at most a part, never of a whole file
 CONNECT_TIMEOUT = "5s"
+PART_BYTES = 8 * 2**20  # of one request to a bucket; S3 takes 5 MiB and more
+PAGE = 1000  # S3's
+# The store says only in its text what the other side answered.
+REFUSED = ("403 Forbidden", "401 Unauthorized", "credential")
 
 
 def open_store(settings: Settings) -> LocalStore | S3Store:
@@ -29,11 +34,16 @@ def open_store(settings: Settings) -> LocalStore | S3Store:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return LocalStore(prefix=folder)
     parts = urlsplit(settings.storage_url)
+    return open_bucket(settings, parts.netloc, unquote(parts.path).strip("/"))
+
+
+def open_bucket(settings: Settings, bucket: str, prefix: str = "") -> S3Store:
+    """A bucket of the S3-compatible service that this installation uses; it is not looked at."""
     place = {"endpoint": settings.storage_endpoint, "region": settings.storage_region}
     # Credentials are read from AWS_* variables by the store itself, and by nobody else.
     return S3Store(
-        parts.netloc,
-        prefix=unquote(parts.path).strip("/") or None,
+        bucket,
+        prefix=prefix or None,
         virtual_hosted_style_request=not settings.storage_path_style,
         disable_bulk_delete=True,  # some compatible services answer it in a form of their own
         client_options={
@@ -44,3 +54,14 @@ def open_store(settings: Settings) -> LocalStore | S3Store:
         retry_config={"max_retries": MAX_RETRIES, "retry_timeout": RETRY_TIMEOUT},
         **{name: value for name, value in place.items() if value},  # type: ignore[arg-type]  # both are texts
     )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a store does not take the credentials, or has none."""
+    is_known = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    return is_known or any(sign in str(error) for sign in REFUSED)
+
+
+def is_missing_bucket(error: Exception) -> bool:
+    """Whether there is no such bucket at all."""
+    return "NoSuchBucket" in str(error)

@@ -149,6 +149,9 @@ class Settings(BaseSettings):
     """Streams that one API process keeps open at the same time; more are refused with 503."""
     dataset_uri_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts (or host:port) that datasets may be fetched from by https, separated by commas; empty: none."""
+    dataset_buckets: Annotated[tuple[str, ...], NoDecode] = ()
+    """Places in buckets, `s3://bucket` or `s3://bucket/folder`, that datasets may be read from, separated by commas;
+    empty: none. Workers read them at `storage_endpoint` with the credentials of the usual AWS_* variables."""
     dataset_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders of the workers that datasets may be read from, separated by colons; empty: none."""
     fetch_timeout_s: float = Field(6 * 3600, gt=0)
@@ -233,6 +236,20 @@ class Settings(BaseSettings):
     @classmethod
     def _counts(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("dataset_buckets", mode="before")
+    @classmethod
+    def _buckets(cls, value: object) -> object:
+        return [place.strip() for place in value.split(",") if place.strip()] if isinstance(value, str) else value
+
+    @field_validator("dataset_buckets")
+    @classmethod
+    def _readable_buckets(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        for place in places:
+            parts = urlsplit(place)
+            if parts.scheme != "s3" or not BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
+                raise ValueError("every place is s3://bucket or s3://bucket/folder")
+        return tuple(place.rstrip("/") for place in places)
 
     @field_validator("dataset_roots", mode="before")
     @classmethod
@@ -339,8 +356,12 @@ class Settings(BaseSettings):
                 f"{PREFIX}REQUIRE_KEYS=true, bind 127.0.0.1 behind an authenticating proxy, or set "
                 f"{PREFIX}ALLOW_UNAUTHENTICATED_NETWORK=true"
             )
-        if self.storage_dir is not None and (self.storage_endpoint or self.storage_region):
-            yield "storage_endpoint and storage_region belong to a storage_url that begins with s3://"
+        has_buckets = self.storage_dir is None or self.dataset_buckets
+        if (self.storage_endpoint or self.storage_region) and not has_buckets:
+            yield (
+                "storage_endpoint and storage_region belong to a storage_url that begins with s3://, or to "
+                "dataset_buckets"
+            )
         if self.checkpoint is not None and not self.checkpoint.is_file():
             yield f"checkpoint {self.checkpoint} is not a file"
 

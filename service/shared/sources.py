@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from service.shared.errors import SourceRefusedError, fault
 
@@ -14,14 +14,49 @@ if TYPE_CHECKING:
 
 HTTPS_PORT = 443
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
+S3 = "s3://"
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def check_uri(settings: Settings, uri: str) -> tuple[str, int]:
-    """Host and port of a URI that may be fetched.
+def check_uri(settings: Settings, uri: str) -> None:
+    """Raise SourceRefusedError, which says why, unless an https or s3 URI may be fetched."""
+    if uri.startswith(S3):
+        _check_bucket(settings, uri)
+    else:
+        _check_https(settings, uri)
 
-    Raises:
-        SourceRefusedError: says why it may not.
-    """
+
+def name_of(uri: str) -> str:
+    """What a dataset of the URI is called where nobody says: its last part, else the bucket or host."""
+    if uri.startswith(S3):
+        bucket, key = bucket_and_key(uri)
+        return PurePosixPath(key).name or bucket
+    parts = urlsplit(uri)
+    return PurePosixPath(unquote(parts.path)).name or parts.hostname or ""
+
+
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """Of an s3 URI; keys stand in it as they are. The key of a folder ends with a slash, that of a bucket is empty."""
+    bucket, _, key = uri.removeprefix(S3).partition("/")
+    return bucket, key
+
+
+def _check_bucket(settings: Settings, uri: str) -> None:
+    if not settings.dataset_buckets:
+        raise _refusal("/source/uri", "This server reads no buckets: its operator must set SAM3_DATASET_BUCKETS.")
+    bucket, key = bucket_and_key(uri)
+    parts = key.removesuffix("/").split("/") if key else []
+    if not bucket or {"", ".", ".."} & set(parts) or CONTROL.search(uri):
+        raise _refusal("/source/uri", "Give s3://bucket/file, or s3://bucket/folder/ with a slash at its end.")
+    asked = [bucket, *parts]
+    for place in settings.dataset_buckets:
+        allowed = place.removeprefix(S3).split("/")
+        if asked[: len(allowed)] == allowed:
+            return
+    raise _refusal("/source/uri", f"This server reads only below {', '.join(settings.dataset_buckets)}.")
+
+
+def _check_https(settings: Settings, uri: str) -> None:
     if not settings.dataset_uri_hosts:
         raise _refusal("/source/uri", "This server fetches no URIs: its operator must set SAM3_DATASET_URI_HOSTS.")
     try:
@@ -30,10 +65,9 @@ def check_uri(settings: Settings, uri: str) -> tuple[str, int]:
     except ValueError:
         raise _refusal("/source/uri", "The URI cannot be read.") from None
     if parts.scheme != "https" or not host or "@" in parts.netloc or not PRINTABLE.fullmatch(uri):
-        raise _refusal("/source/uri", "Give an https:// URI without a user or password.")
+        raise _refusal("/source/uri", "Give an https:// URI without a user or password, or an s3:// URI.")
     if (host if port == HTTPS_PORT else f"{host}:{port}") not in settings.dataset_uri_hosts:
         raise _refusal("/source/uri", f"This server fetches only from {', '.join(settings.dataset_uri_hosts)}.")
-    return host, port
 
 
 def check_path(settings: Settings, path: str) -> Path:
@@ -56,7 +90,7 @@ def shown(source: dict[str, str] | None) -> dict[str, str]:
     """A source as clients may see it: the query of a URI can hold a signature."""
     if source is None:
         return {"type": "file"}
-    if source["type"] == "uri":
+    if source["type"] == "uri" and not source["uri"].startswith(S3):
         parts = urlsplit(source["uri"])
         return {"type": "uri", "uri": f"{parts.scheme}://{parts.netloc}{parts.path}"}
     return {name: value for name, value in source.items() if name != "sha256"}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import obstore
 import structlog
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError
 
 from service.shared.errors import NotFoundError, ServiceError, StorageError, StorageFullError
-from service.shared.object_stores import open_store
+from service.shared.object_stores import PAGE, PART_BYTES, is_missing_bucket, is_refusal, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,14 +27,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CHUNK_BYTES = 2**20
-PART_BYTES = 8 * CHUNK_BYTES  # of one request to a bucket; S3 takes 5 MiB and more
 MAX_PARTS = 10_000  # S3's
 CONCURRENT_PARTS = 4
-PAGE = 1000  # S3's
 UNFINISHED = re.compile(r"#\d+$")
 # The store says only in its text what the other side answered.
 FULL = ("os error 28", "os error 122", "StorageFull", "QuotaExceeded")
-REFUSED = ("403 Forbidden", "401 Unauthorized", "credential")
 
 
 @dataclass(frozen=True)
@@ -277,13 +274,13 @@ def _translated(key: str = "") -> Iterator[None]:
 def _failure(error: Exception, key: str) -> ServiceError:
     """The error that clients may see; addresses and names of the inside are only logged."""
     text = str(error)
-    if isinstance(error, FileNotFoundError) and key and "NoSuchBucket" not in text:
+    if isinstance(error, FileNotFoundError) and key and not is_missing_bucket(error):
         return NotFoundError(f"Storage holds no file {key!r}.")
     log.warning("storage_failed", error=text.partition("\n\n")[0])
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in FULL):
         return StorageFullError("No space is left in storage: delete datasets or enlarge the disk.")
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or any(sign in text for sign in REFUSED):
+    if is_refusal(error):
         return StorageError("Storage refuses this server's credentials: its operator must check the AWS_* variables.")
-    if "NoSuchBucket" in text:
+    if is_missing_bucket(error):
         return StorageError("Storage has no such bucket: the operator of this server must check SAM3_STORAGE_URL.")
     return StorageError("Storage does not work at the moment; the server's log says why.")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from service.shared.dataset_files import archive_key
 from service.shared.db.models import Dataset
 from service.shared.errors import DatasetInUseError, NotFoundError, invalid
 from service.shared.ids import new_id
 from service.shared.queue import Task
-from service.shared.sources import check_path, check_uri
+from service.shared.sources import check_path, check_uri, name_of
 from service.shared.states import DatasetState
 from service.shared.storage import StoredFile
 from service.usecases.idempotency import Answer, answer_once, fingerprint
@@ -91,7 +89,7 @@ def create_dataset(
             raise invalid("/sha256", "sha256_mismatch", f"the upload has SHA-256 {archive.sha256}")
     elif source["type"] == "uri":
         check_uri(settings, source["uri"])
-        filename = PurePosixPath(unquote(urlsplit(source["uri"]).path)).name
+        filename = name_of(source["uri"])
     elif source["type"] == "demo":
         filename = "shapes.tar"
     else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers import s3  # noqa: F401
 from tests.stack import Service, started
 
 if TYPE_CHECKING:

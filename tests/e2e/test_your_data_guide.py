@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import obstore
 import pytest
 from PIL import Image
 
+from service.shared.object_stores import open_bucket
+from service.shared.settings import Settings
 from tests.coco.exports import EXPORTS, zipped
 from tests.convert.drawn import mask_of, save_mask
 from tests.e2e import guides
 from tests.e2e.guides import example
-from tests.stack import Service
-
-if TYPE_CHECKING:
-    pass
+from tests.servers import S3Server
+from tests.stack import Service, started
 
 pytestmark = pytest.mark.timeout(900)
 GUIDE = "docs/your-data.md"
@@ -79,6 +79,24 @@ def test_what_is_uploaded_is_ready_with_everything_in_it(kind: str, service: Ser
         assert summary["errors"] == 0
         counts.append((summary["images"], summary["instances"], summary["warnings"]))
     assert counts == EXPECTED[kind]
+
+
+def test_places_of_the_operator_are_fetched_from(folder: Path, service: Service, s3: S3Server, tmp_path: Path) -> None:
+    if not (folder / "shapes-coco").exists():
+        run("yolo", service, folder)
+    operator = {"dataset_buckets": f"s3://{s3.bucket}/teams", "storage_endpoint": s3.url, "dataset_roots": folder}
+    store = open_bucket(Settings(data_dir=tmp_path, dataset_buckets=("s3://sam3",), storage_endpoint=s3.url), s3.bucket)
+    obstore.put(store, "teams/roboflow.zip", (folder / "roboflow.zip").read_bytes())
+    for path in (folder / "shapes-coco").rglob("*.*"):
+        obstore.put(store, f"teams/shapes/{path.relative_to(folder / 'shapes-coco').as_posix()}", path.read_bytes())
+    with started(tmp_path, tmp_path / "data", **operator) as own:
+        told = run("places", own, folder)
+        found = [own.get(f"/v1/datasets/{output.split()[1]}") for output in told]
+    assert [(each["name"], each["summary"]["images"]) for each in found] == [
+        *(("shapes", 5), ("roboflow.zip", 6)),
+        ("shapes-coco", 5),
+    ]
+    assert found[0]["sha256"] == found[2]["sha256"]
 
 
 def test_the_report_is_told(service: Service, folder: Path) -> None:

@@ -184,6 +184,15 @@ def test_a_bucket_that_is_missing_or_closed_is_told(production: Settings, monkey
     assert (level, "refuses this server's credentials" in said) == (Level.FAULT, True)
 
 
+def test_buckets_of_datasets_that_cannot_be_listed_are_told(
+    production: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAM3_DATASET_BUCKETS", "s3://sam3/teams,s3://no-such-bucket")
+    (well, (level, said)) = found("dataset_buckets", Process.CPU_WORKER)
+    assert well[0] is Level.OK
+    assert (level, "s3://no-such-bucket cannot be listed" in said) == (Level.WARNING, True)
+
+
 def test_secrets_stored_under_another_key_are_told(
     embedded: Settings, production: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,11 @@ SAME = zip_bytes()
 
 @pytest.fixture(scope="module")
 def open_server(served_api: Api) -> Iterator[Api]:
-    allowed = {"dataset_uri_hosts": ("data.example.org", "other.example.org:8443"), "dataset_roots": ("/data",)}
+    allowed = {
+        "dataset_uri_hosts": ("data.example.org", "other.example.org:8443"),
+        "dataset_buckets": ("s3://all", "s3://some/team/a"),
+        "dataset_roots": ("/data",),
+    }
     with served(Settings(data_dir=served_api.settings.data_dir, **allowed)) as open_:
         yield open_
 
@@ -50,7 +54,12 @@ def fault(response: Any, code: str) -> str:
 
 
 def test_sources_are_off_unless_an_operator_allows_them(api: Api) -> None:
-    for source, name in ((URI, "SAM3_DATASET_URI_HOSTS"), (PATH, "SAM3_DATASET_ROOTS")):
+    bucket = {"type": "uri", "uri": "s3://all/bolts.zip"}
+    for source, name in (
+        (URI, "SAM3_DATASET_URI_HOSTS"),
+        (bucket, "SAM3_DATASET_BUCKETS"),
+        (PATH, "SAM3_DATASET_ROOTS"),
+    ):
         response = create(api, source)
         assert fault(response, "source_refused") == f"/source/{source['type']}"
         assert name in response.json()["detail"]
@@ -102,11 +111,48 @@ def test_a_dataset_of_a_path_is_named_as_its_folder(open_api: Api) -> None:
         "https:///a",
         "file:///etc/passwd",
         "s3://bucket/key",
+        "s3://",
+        "s3:///all/key",
+        "S3://all/key",
+        "s3://all//key",
+        "s3://all/./key",
+        "s3://all/a/../key",
+        "s3://all/key\n",
+        "s3://user:pass@all/key",
+        "s3://all.evil/key",
+        "s3://allother/key",
+        "s3://some/key",
+        "s3://some/team/b/key",
+        "s3://some/team/ab.zip",
+        "s3://some/team/",
+        "s3://some",
         "ftp://data.example.org/a",
     ],
 )
 def test_uris_that_are_not_fetched(open_api: Api, uri: str) -> None:
     assert fault(create(open_api, {"type": "uri", "uri": uri}), "source_refused") == "/source/uri"
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("s3://all", "all"),
+        ("s3://all/", "all"),
+        ("s3://all/bolts.zip", "bolts.zip"),
+        ("s3://all/2026/bolts/", "bolts"),
+        ("s3://all/Größe 1?#.zip", "Größe 1?#.zip"),
+        ("s3://some/team/a/", "a"),
+        ("s3://some/team/a/bolts.zip", "bolts.zip"),
+    ],
+)
+def test_places_in_buckets_that_are_read(open_api: Api, uri: str, name: str) -> None:
+    response = create(open_api, {"type": "uri", "uri": uri})
+    assert response.status_code == 201, response.text
+    dataset = response.json()
+    assert (dataset["name"], dataset["source"], dataset["status"]) == (
+        *(name, {"type": "uri", "uri": uri, "upload_id": None, "path": None}),
+        "processing",
+    )
 
 
 def test_uris_that_are_fetched(open_api: Api) -> None:

@@ -7,6 +7,7 @@ import shutil
 import threading
 from typing import TYPE_CHECKING, Any
 
+import obstore
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from service.shared.dataset_files import preview_key
 from service.shared.db.models import Dataset
 from service.shared.db.repositories.quotas import Limits
 from service.shared.ids import new_id
+from service.shared.object_stores import open_bucket
 from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
@@ -216,6 +218,32 @@ def test_a_uri_is_fetched_and_its_signature_forgotten(
     assert (dataset.state, dataset.size_bytes) == (DatasetState.READY, len(content))
     assert "canary" not in json.dumps(dataset.source)
     refused = read(database, other)
+    assert refused.error is not None
+    assert (refused.state, refused.error["code"]) == (DatasetState.FAILED, "source_refused")
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_dataset_comes_out_of_a_bucket(
+    run: Any, database: Database, s3: Any, tmp_path: Path, dataset_zip: Path, as_folder: bool
+) -> None:
+    here = Settings(data_dir=tmp_path / "other", dataset_buckets=(f"s3://{s3.bucket}",), storage_endpoint=s3.url)
+    store, key = open_bucket(here, s3.bucket), new_id("ds")
+    if as_folder:
+        write_roboflow(tmp_path / "bolts")
+        for path in (tmp_path / "bolts").rglob("*.*"):
+            obstore.put(store, f"{key}/{path.relative_to(tmp_path / 'bolts').as_posix()}", path.read_bytes())
+    else:
+        obstore.put(store, key, dataset_zip.read_bytes())
+    uri = f"s3://{s3.bucket}/{key}" + "/" * as_folder
+    dataset_id, other = (add_source(database, type="uri", uri=uri) for _ in range(2))
+    changes = {"dataset_buckets": here.dataset_buckets, "storage_endpoint": s3.url}
+    run(**changes)
+    for each in (dataset_id, other):
+        dataset = read(database, each)
+        assert (dataset.state, dataset.source) == (DatasetState.READY, {"type": "uri", "uri": uri}), dataset.error
+    late = add_source(database, type="uri", uri=uri)
+    run(**(changes | {"dataset_buckets": ()}))
+    refused = read(database, late)
     assert refused.error is not None
     assert (refused.state, refused.error["code"]) == (DatasetState.FAILED, "source_refused")
 

@@ -26,10 +26,16 @@ class UploadSource(Section):
 
 
 class UriSource(Section):
-    """A file on a host that this server's operator allows; fetched once, without redirects."""
+    """An archive on a host, or an archive or a folder in a bucket, that this server's operator allows; fetched once."""
 
     type: Literal["uri"]
-    uri: str = Field(min_length=1, max_length=2048, examples=["https://data.example.org/pallets.zip"])
+    uri: str = Field(
+        min_length=1,
+        max_length=2048,
+        examples=["https://data.example.org/pallets.zip", "s3://datasets/pallets.zip", "s3://datasets/pallets/"],
+    )
+    """`https://...` of a file, without redirects; `s3://bucket/key` of a file, or of a folder with a slash at its
+    end."""
 
 
 class PathSource(Section):
