@@ -10,6 +10,7 @@ from service.api.authentication import authorised
 from service.api.exposition import Exposition
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
+from service.api.queries import require_known_query
 from service.api.rates import Rates
 from service.api.waiting import PredictionWatch
 from service.shared.clock import Clock
@@ -40,9 +41,16 @@ class Services:
     rates: Rates
 
 
+async def access_to(request: Request) -> Access:
+    """What the request may do, if it may do what it asks for and asks for nothing that there is not."""
+    access = await authorised(request)
+    require_known_query(request)
+    return access
+
+
 async def services(request: Request) -> Services:
     """What the routes work with, if the request may use it; its database shows the project of the key alone."""
-    access = await authorised(request)  # a call, not a dependency: each of those costs every request a tenth more
+    access = await access_to(request)  # a call, not a dependency: each of those costs every request a tenth more
     found: Services = request.app.state.services
     return found if access.project is None else replace(found, database=found.database.of(access.project))
 
@@ -57,7 +65,7 @@ def read_unit(found: Annotated[Services, Depends(services)]) -> Iterator[UnitOfW
         yield unit
 
 
-RequestAccess = Annotated[Access, Depends(authorised)]
+RequestAccess = Annotated[Access, Depends(access_to)]
 AppServices = Annotated[Services, Depends(services)]
 # With scope "function" the commit happens before the answer is sent: a commit that fails is never a 2xx.
 WriteUnit = Annotated[UnitOfWork, Depends(write_unit, scope="function")]

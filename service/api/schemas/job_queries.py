@@ -82,8 +82,8 @@ class JobQuery(LabelledQuery, PageQuery):
     """Only jobs that adapt this model."""
     sweep_id: str | None = Field(None, max_length=48)
     """Only jobs of this sweep."""
-    tag: str | None = Field(None, max_length=64)
-    """Only jobs with this tag."""
+    tag: list[Annotated[str, StringConstraints(max_length=64)]] = Field([], max_length=32, examples=[["nightly"]])
+    """Only jobs with this tag; repeated, with all of them."""
     created_after: Timestamp | None = Field(None, examples=["2026-11-01T00:00:00Z"])
     """Only jobs created after this time."""
     created_before: Timestamp | None = Field(None, examples=["2026-12-01T00:00:00Z"])
@@ -97,7 +97,7 @@ class JobQuery(LabelledQuery, PageQuery):
             dataset_id=self.dataset_id,
             base_model=self.base_model,
             sweep_id=self.sweep_id,
-            tag=self.tag,
+            tags=self.tag,
             metadata=self.metadata,
             created_after=self.created_after,
             created_before=self.created_before,

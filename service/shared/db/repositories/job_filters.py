@@ -30,7 +30,7 @@ class JobFilter:
     dataset_id: str | None = None
     base_model: str | None = None
     sweep_id: str | None = None
-    tag: str | None = None
+    tags: Sequence[str] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -38,7 +38,7 @@ class JobFilter:
     @property
     def labels(self) -> Sequence[tuple[str, str]]:
         """Keys and values of labels that the jobs must have."""
-        return [*self.metadata.items(), *([] if self.tag is None else [(TAG, self.tag)])]
+        return [*self.metadata.items(), *((TAG, tag) for tag in self.tags)]
 
     def leading_label(self) -> ColumnElement[bool] | None:
         """The first of the labels in SQL, for a row of `JobLabel` that is joined to the job: it leads to the jobs."""
