@@ -1092,6 +1092,48 @@ class Trial(BaseModel):
     url: str
 
 
+class UploadListed(BaseModel):
+    """
+    A file on its way, without its parts; read it for those.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    id: str
+    """
+    Opaque.
+    """
+    status: str
+    """
+    Only a `completed` upload can become a dataset; it stays so until it expires. One of: pending, completed, expired
+    """
+    filename: str
+    """
+    What the file is called.
+    """
+    bytes: int
+    """
+    Size of the whole file, which counts as stored until the upload is deleted or expires.
+    """
+    created_at: AwareDatetime
+    """
+    When it was announced.
+    """
+    expires_at: AwareDatetime
+    """
+    Each part that arrives moves it.
+    """
+    completed_at: AwareDatetime | None
+    """
+    When its parts were put together.
+    """
+    url: str
+    """
+    Where it is read, and deleted.
+    """
+
+
 class UploadPart(BaseModel):
     """
     A part that has arrived.
@@ -1294,6 +1336,10 @@ class Dataset(BaseModel):
     )
     id: str
     name: str
+    project: str
+    """
+    Whose it is; quotas count it there.
+    """
     status: str
     """
     One of: processing, ready, invalid, failed
@@ -1576,6 +1622,10 @@ class Model(BaseModel):
     """
     The job's.
     """
+    project: str
+    """
+    Whose it is.
+    """
     job_id: str | None
     """
     Null once the job was deleted.
@@ -1667,6 +1717,19 @@ class ModelPage(BaseModel):
         extra="allow",
     )
     data: list[Model]
+    first_id: str | None
+    last_id: str | None
+    """
+    Give it as `after` to get the next page.
+    """
+    has_more: bool
+
+
+class UploadListedPage(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    data: list[UploadListed]
     first_id: str | None
     last_id: str | None
     """
@@ -1811,6 +1874,10 @@ class Comparison(BaseModel):
     name: str
     """
     For people.
+    """
+    project: str
+    """
+    Whose it is.
     """
     status: str
     """

@@ -56,6 +56,7 @@ SCOPES = {
     "list_workers": Scope.ADMIN,
     "scrape": Scope.ADMIN,
     "list_quotas": Scope.ADMIN,
+    "get_project_quota": Scope.ADMIN,
     "set_quota": Scope.ADMIN,
     "remove_quota": Scope.ADMIN,
 }
@@ -187,7 +188,10 @@ async def authorised(request: Request) -> Access:
     """
     access: Access = request.scope["state"]["access"]
     name = request.scope["route"].name
-    needed = SCOPES.get(name, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
+    is_reading = request.method in ("GET", "HEAD")
+    needed = SCOPES.get(name, Scope.READ if is_reading else Scope.WRITE)
+    if needed is Scope.PREDICT and is_reading and access.allows(Scope.READ):
+        return access  # which models there are is also told to those who may read, but not ask them
     if needed is not None and not access.allows(needed):
         raise ForbiddenError(f"This API key lacks the scope {needed.value!r}, which the operation needs.")
     return access

@@ -95,6 +95,9 @@ async def read_json_body(request: Request) -> bytes:
     settings = request.app.state.services.settings
     if not is_json(request):
         raise UnsupportedMediaTypeError("Send the body as Content-Type: application/json.")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaTypeError(f"Send the body as it is, without Content-Encoding: {encoding[:40]}.")
     body = bytearray()
     try:
         async with asyncio.timeout(settings.upload_idle_timeout_s):

@@ -139,7 +139,7 @@ def of_validation_error(request: Request, error: RequestValidationError) -> JSON
 
 
 def of_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    phrase = HTTPStatus(error.status_code).phrase
+    phrase = HTTPStatus(error.status_code).phrase.capitalize()
     code = phrase.lower().replace(" ", "_")
     headers = dict(error.headers or {})
     detail = str(error.detail)

@@ -124,3 +124,10 @@ def test_an_archive_over_the_cap_is_refused_while_it_arrives(api: Api) -> None:
         assert stored(small) == []
         assert staged(small) == []
         assert upload(small).status_code == 201
+
+
+def test_a_dataset_says_whose_it_is_and_when_to_ask_again(api: Api) -> None:
+    waiting, ready = add_dataset(api.database, DatasetState.PROCESSING), add_dataset(api.database)
+    asked = api.client.get(f"/v1/datasets/{waiting}")
+    assert (asked.headers["retry-after"], asked.json()["project"]) == ("5", "default")
+    assert "retry-after" not in api.client.get(f"/v1/datasets/{ready}").headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from typing import TYPE_CHECKING, Any
@@ -258,3 +259,13 @@ def test_an_unexpected_exception_tells_nothing_of_the_inside(api: Api, monkeypat
     assert "RuntimeError" not in response.text
     monkeypatch.undo()
     assert_problem(api.client.get("/v1/jobs/job_x"), 404, "not_found")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+def test_a_compressed_body_is_refused_as_such(api: Api, encoding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    for content in (gzip.compress(b"{}"), b"{}"):
+        problem = assert_problem(
+            api.client.post("/v1/jobs", content=content, headers=headers), 415, "unsupported_media_type"
+        )
+        assert encoding in problem["detail"]

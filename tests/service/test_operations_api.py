@@ -157,3 +157,10 @@ def test_workers_and_the_queue_are_told(api: Api) -> None:
         ("a", 50, 1),
         ("b", 50, 1),
     ]
+
+
+def test_probes_may_be_asked_for_their_head(api: Api) -> None:
+    for path in ("/livez", "/readyz", "/v1/livez", "/v1/readyz"):
+        head, got = api.client.head(path), api.client.get(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-length"] == got.headers["content-length"]

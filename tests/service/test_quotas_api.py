@@ -566,3 +566,11 @@ def test_what_a_worker_fetches_beyond_the_limit_is_given_up(database: Database) 
     with database.write() as unit:
         unit.session.execute(update(Dataset).where(Dataset.id == waiting).values(size_bytes=10))
         unit.quotas.require_bytes("default", 0)
+
+
+def test_the_limits_of_one_project_are_read_where_they_are_set(api: Api) -> None:
+    assert_problem(api.client.get("/v1/quotas/pallets"), 404, "not_found")
+    put = api.client.put("/v1/quotas/pallets", json={"max_active_jobs": 3}).json()
+    got = api.client.get("/v1/quotas/pallets").json()
+    assert (got["project"], got["limits"]) == (put["project"], put["limits"])
+    assert got in api.client.get("/v1/quotas").json()["data"]

@@ -314,3 +314,16 @@ def test_uploads_that_cannot_become_datasets(api: Api) -> None:
     assert refused("") == "/source/upload_id string_too_short"
     api.clock.advance(api.settings.upload_retention_s)
     assert refused(done["id"]) == "/source/upload_id upload_expired"
+
+
+def test_uploads_whose_ids_were_lost_are_found(api: Api) -> None:
+    made = [api.client.post("/v1/uploads", json={"filename": f"{n}.zip", "bytes": 10}).json() for n in range(3)]
+    first = api.client.get("/v1/uploads?limit=2").json()
+    rest = api.client.get("/v1/uploads", params={"limit": 2, "after": first["last_id"]}).json()
+    listed = first["data"] + rest["data"]
+    assert ([each["id"] for each in listed], rest["has_more"]) == ([each["id"] for each in made[::-1]], False)
+    for each in listed:
+        whole = api.client.get(each["url"]).json()
+        assert {name: whole[name] for name in each if name != "url"} == {k: v for k, v in each.items() if k != "url"}
+    assert api.client.delete(listed[0]["url"]).status_code == 204
+    assert len(api.client.get("/v1/uploads").json()["data"]) == 2

@@ -242,6 +242,12 @@ def test_a_delivery_is_sent_again_with_the_same_message_id(api: Api) -> None:
     assert_problem(api.client.get("/v1/webhook_deliveries/whd_none"), 404, "not_found")
 
 
+def test_a_misspelt_event_is_told_which_there_are(api: Api) -> None:
+    body = {"url": URL, "events": ["job.suceeded"]}
+    problem = assert_problem(api.client.post("/v1/webhook_endpoints", json=body), 422, "invalid_request")
+    assert "job.succeeded" in problem["errors"][0]["message"]
+
+
 def test_deliveries_are_listed_in_pages_and_by_status(api: Api) -> None:
     made = endpoint(api)
     for _ in range(3):

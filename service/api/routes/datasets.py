@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from service.api.answers import created
+from service.api.answers import POLLED, created
 from service.api.archives import checked_name, form_body, receive_archive
 from service.api.bodies import is_json, parse_json, read_json_body, validated
 from service.api.conditional import names
@@ -27,6 +27,7 @@ from service.api.schemas.lists import Page, page_of
 from service.shared.dataset_files import preview_key
 from service.shared.db.models import Dataset
 from service.shared.errors import InvalidRequestError, NotFoundError
+from service.shared.states import DatasetState
 from service.usecases import datasets as usecase
 from service.usecases.idempotency import Answer, answer_once, fingerprint
 
@@ -75,9 +76,12 @@ def list_datasets(unit: ReadUnit, query: Annotated[DatasetQuery, Query()]) -> Pa
 
 
 @router.get("/{dataset_id}", responses=problem_responses(404, 503))
-def get_dataset(unit: ReadUnit, dataset_id: DatasetId) -> DatasetRead:
+def get_dataset(unit: ReadUnit, dataset_id: DatasetId, response: Response) -> DatasetRead:
     """One dataset."""
-    return dataset_read(unit.datasets.get(dataset_id))
+    read = dataset_read(unit.datasets.get(dataset_id))
+    if read.status is DatasetState.PROCESSING:
+        response.headers.update(POLLED)
+    return read
 
 
 @router.get("/{dataset_id}/validation", responses=problem_responses(404, 503))

@@ -39,12 +39,14 @@ class Version(Read):
     """What jobs on this server may name as base_model."""
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 def live() -> Liveness:
     """Whether the process answers."""
     return Liveness()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Nothing can be accepted"}})
 def ready(found: AppServices, response: Response) -> Readiness:
     """Whether work can be accepted; without a worker or broker it still is (200, `degraded`)."""

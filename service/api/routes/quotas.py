@@ -52,6 +52,12 @@ def list_quotas(unit: ReadUnit) -> ProjectQuotaList:
     return ProjectQuotaList(default=limits_read(unit.quotas.default), data=rows)
 
 
+@router.get("/quotas/{project}", responses=problem_responses(403, 404, 422, 503))
+def get_project_quota(unit: ReadUnit, project: ProjectName) -> ProjectQuotaRead:
+    """The limits that a project has of its own."""
+    return project_quota_read(unit.quotas.get(project))
+
+
 @router.put("/quotas/{project}", responses=problem_responses(400, 403, 413, 415, 422, 503))
 def set_quota(unit: WriteUnit, project: ProjectName, body: QuotaLimits) -> ProjectQuotaRead:
     """Give a project limits of its own, in place of all that it had: what is omitted or null is unlimited.

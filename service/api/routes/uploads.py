@@ -17,7 +17,16 @@ from service.api.openai.schemas.uploads import (
     UploadComplete,
     openai_upload_read,
 )
-from service.api.schemas.uploads import UploadCreate, UploadPartRead, UploadRead, part_read, upload_read
+from service.api.schemas.lists import Page, PageOf, page_of
+from service.api.schemas.uploads import (
+    UploadCreate,
+    UploadListed,
+    UploadPartRead,
+    UploadRead,
+    part_read,
+    upload_listed,
+    upload_read,
+)
 from service.shared.db.models import Upload
 from service.shared.unit_of_work import UnitOfWork
 from service.usecases import uploads as usecase
@@ -77,6 +86,14 @@ async def create_upload(request: Request, found: AppServices, idempotency_key: I
     is_openai = isinstance(value, dict) and "purpose" in value
     body = validated(OpenAIUploadCreate, value) if is_openai else validated(UploadCreate, value)
     return created(await to_thread.run_sync(_create, found, body, idempotency_key), {})
+
+
+@router.get("", responses=problem_responses(404, 422, 503))
+def list_uploads(unit: ReadUnit, query: PageOf) -> Page[UploadListed]:
+    """Uploads, newest first, until they expire: to find one whose id was lost, which counts as stored meanwhile."""
+    rows, has_more = unit.uploads.list(**query.window())
+    now = unit.clock.now()
+    return page_of(rows, has_more, lambda upload: upload_listed(upload, now), lambda read: read.id)
 
 
 @router.get("/{upload_id}", responses=problem_responses(404, 422, 503))

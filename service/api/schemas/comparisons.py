@@ -158,6 +158,8 @@ class ComparisonRead(Read):
     """Always `comparison`."""
     name: str
     """For people."""
+    project: str
+    """Whose it is."""
     status: WorkState
     """queued, running, succeeded or failed."""
     is_terminal: bool
@@ -206,6 +208,7 @@ def comparison_read(comparison: Comparison) -> ComparisonRead:
     return ComparisonRead(
         id=comparison.id,
         name=comparison.name,
+        project=comparison.project,
         status=comparison.state,
         is_terminal=comparison.finished_at is not None,
         dataset_id=comparison.dataset_id,

@@ -82,6 +82,8 @@ class DatasetRead(Read):
     id: str
     object: Literal["dataset"] = "dataset"
     name: str
+    project: str
+    """Whose it is; quotas count it there."""
     status: DatasetState
     filename: str
     source: DatasetSource
@@ -134,6 +136,7 @@ def dataset_read(dataset: Dataset) -> DatasetRead:
     return DatasetRead(
         id=dataset.id,
         name=dataset.name,
+        project=dataset.project,
         status=dataset.state,
         filename=dataset.filename,
         source=DatasetSource(**shown(dataset.source)),

@@ -48,6 +48,8 @@ class ModelRead(Read):
     """Always `model`."""
     name: str
     """The job's."""
+    project: str
+    """Whose it is."""
     job_id: str | None
     """Null once the job was deleted."""
     base_model: str
@@ -98,6 +100,7 @@ def model_read(model: Model) -> ModelRead:
     return ModelRead(
         id=model.id,
         name=model.name,
+        project=model.project,
         job_id=model.job_id,
         base_model=model.base_model,
         epoch=model.epoch,

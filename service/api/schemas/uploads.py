@@ -11,6 +11,7 @@ from service.api.schemas.lists import Read
 from service.shared.db.models import Upload, UploadPart
 
 MIB = 2**20
+UploadStatus = Literal["pending", "completed", "expired"]
 
 
 class UploadCreate(Section):
@@ -49,7 +50,7 @@ class UploadRead(Read):
 
     id: str
     object: Literal["upload"] = "upload"
-    status: Literal["pending", "completed", "expired"]
+    status: UploadStatus
     """Only a `completed` upload can become a dataset; it stays so until it expires."""
     filename: str
     bytes: int
@@ -66,12 +67,47 @@ class UploadRead(Read):
     urls: UploadUrls
 
 
+class UploadListed(Read):
+    """A file on its way, without its parts; read it for those."""
+
+    id: str
+    """Opaque."""
+    object: Literal["upload"] = "upload"
+    """Always `upload`."""
+    status: UploadStatus
+    """Only a `completed` upload can become a dataset; it stays so until it expires."""
+    filename: str
+    """What the file is called."""
+    bytes: int
+    """Size of the whole file, which counts as stored until the upload is deleted or expires."""
+    created_at: datetime
+    """When it was announced."""
+    expires_at: datetime
+    """Each part that arrives moves it."""
+    completed_at: datetime | None
+    """When its parts were put together."""
+    url: str
+    """Where it is read, and deleted."""
+
+
+def upload_listed(upload: Upload, now: datetime) -> UploadListed:
+    return UploadListed(
+        id=upload.id,
+        status=_status(upload, now),
+        filename=upload.filename,
+        bytes=upload.size_bytes,
+        created_at=upload.created_at,
+        expires_at=upload.expires_at,
+        completed_at=upload.completed_at,
+        url=f"/v1/uploads/{upload.id}",
+    )
+
+
 def upload_read(upload: Upload, parts: Sequence[UploadPart], now: datetime) -> UploadRead:
     url = f"/v1/uploads/{upload.id}"
-    status: Literal["pending", "completed", "expired"] = "pending" if upload.completed_at is None else "completed"
     return UploadRead(
         id=upload.id,
-        status="expired" if upload.expires_at <= now else status,
+        status=_status(upload, now),
         filename=upload.filename,
         bytes=upload.size_bytes,
         sha256=upload.sha256,
@@ -83,6 +119,12 @@ def upload_read(upload: Upload, parts: Sequence[UploadPart], now: datetime) -> U
         completed_at=upload.completed_at,
         urls=UploadUrls(self=url, part=f"{url}/parts/{{number}}", complete=f"{url}/complete"),
     )
+
+
+def _status(upload: Upload, now: datetime) -> UploadStatus:
+    if upload.expires_at <= now:
+        return "expired"
+    return "pending" if upload.completed_at is None else "completed"
 
 
 def part_read(part: UploadPart) -> UploadPartRead:

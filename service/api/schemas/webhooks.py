@@ -16,8 +16,14 @@ from service.usecases.webhooks import EndpointSpec
 
 
 def _member(kind: type[EventType | MessageFormat]) -> BeforeValidator:
-    """Lets a strict model take a member by its value, as JSON has it."""
-    return BeforeValidator(lambda value: kind(value) if value in list(kind) else value)
+    """Lets a strict model take a member by its value, as JSON has it, and names them all where it is none."""
+
+    def member(value: Any) -> Any:
+        if value in list(kind):
+            return kind(value)
+        raise ValueError(f"must be one of {', '.join(kind)}")
+
+    return BeforeValidator(member)
 
 
 Url = Annotated[

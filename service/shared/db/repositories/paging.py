@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import tuple_
 
-from service.shared.db.models import Comparison, Dataset, Job, Model, Sweep, WebhookDelivery, WebhookEndpoint
+from service.shared.db.models import Comparison, Dataset, Job, Model, Sweep, Upload, WebhookDelivery, WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Select
     from sqlalchemy.orm import Mapped, Session
 
-Listed = TypeVar("Listed", Job, Dataset, Model, Sweep, Comparison, WebhookEndpoint, WebhookDelivery)
+Listed = TypeVar("Listed", Job, Dataset, Model, Sweep, Comparison, Upload, WebhookEndpoint, WebhookDelivery)
 
 
 def page(

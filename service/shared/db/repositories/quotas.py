@@ -24,7 +24,7 @@ from service.shared.db.models import (
 )
 from service.shared.db.models.base import EVERYBODY
 from service.shared.db.repositories.inserts import insert_minding
-from service.shared.errors import QuotaExceededError, fault
+from service.shared.errors import NotFoundError, QuotaExceededError, fault
 from service.shared.states import LEASED, LIVE
 
 if TYPE_CHECKING:
@@ -137,6 +137,17 @@ class QuotaRepository:
     def list(self) -> Sequence[ProjectQuota]:
         """Projects that have limits of their own, by name."""
         return self._session.scalars(select(ProjectQuota).order_by(ProjectQuota.project)).all()
+
+    def get(self, project: str) -> ProjectQuota:
+        """A project's own limits.
+
+        Raises:
+            NotFoundError: if it has none.
+        """
+        own = self._session.get(ProjectQuota, project)
+        if own is None:
+            raise NotFoundError(f"Project {project!r} has no limits of its own: those of all others are its.")
+        return own
 
     def set(self, project: str, limits: Limits) -> None:
         """Give a project limits of its own, in place of all that it had."""

@@ -9,6 +9,7 @@ from sqlalchemy import delete, exists, func, select
 
 from service.shared.db.models import Upload, UploadPart
 from service.shared.db.models.base import EVERYBODY
+from service.shared.db.repositories.paging import page
 from service.shared.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -47,6 +48,25 @@ class UploadRepository:
         if upload is None:
             raise NotFoundError(f"There is no upload {upload_id!r}: it was deleted, or it expired.")
         return upload
+
+    def list(
+        self, *, limit: int, descending: bool = True, after: str | None = None, before: str | None = None
+    ) -> tuple[Sequence[Upload], bool]:
+        """One page in order of creation, and whether more follow; `before` gives the page that ends there.
+
+        Raises:
+            NotFoundError: if `after` or `before` names no upload.
+        """
+        return page(
+            self._session,
+            select(Upload),
+            Upload,
+            limit=limit,
+            descending=descending,
+            after=after,
+            before=before,
+            get=self.get,
+        )
 
     def parts(self, upload_id: str) -> Sequence[UploadPart]:
         """The parts that are there, in order."""
