@@ -109,7 +109,7 @@ def time_limit(seconds: float) -> Failure:
     return Failure(
         "time_limit",
         f"the job ran longer than its limit of {seconds:.0f} s",
-        "Raise limits.max_runtime_s, or train less.",
+        "Retry it with a higher limits.max_runtime_s: it goes on from its last checkpoint. Or train less.",
     )
 
 

@@ -104,7 +104,7 @@ class RunReporter:
         self._progress({"images_done": done, "images_total": total}, always=done == total)
 
     def _progress(self, asked: dict[str, int] | None = None, *, always: bool) -> None:
-        """Report all that is known, as only the last report shows: training's speed also while something else is done."""
+        """Report all that is known, as only the last report shows: training's speed also while it pauses."""
         now = time.monotonic()
         if always or now - self._last_progress >= PROGRESS_INTERVAL_S:
             self._last_progress = now

@@ -98,6 +98,21 @@ def test_a_retry_from_scratch_needs_to_be_asked_for(api: Api) -> None:
     assert_problem(response, 415, "unsupported_media_type")
 
 
+def test_a_retry_may_have_other_limits_and_still_goes_on(api: Api) -> None:
+    old = create(api, limits={"max_runtime_s": 600, "max_attempts": 5})
+    finish(api, old["id"], JobState.FAILED, ("epoch", 10))
+    for limits, found in (
+        ({}, {"max_runtime_s": 600, "max_attempts": 5}),
+        ({"max_runtime_s": 1200, "max_attempts": None}, {"max_runtime_s": 1200, "max_attempts": 5}),
+        ({"max_attempts": 1}, {"max_runtime_s": 600, "max_attempts": 1}),
+    ):
+        new = retry(api, old["id"], json={"limits": limits})
+        assert (new["limits"], new["resumes_from"]) == (found, old["id"])
+    for wrong in ({"max_runtime_s": 59}, {"max_attempts": 21}, {"max_runtime": 600}, None):
+        response = api.client.post(f"/v1/jobs/{old['id']}/retry", json={"limits": wrong})
+        assert assert_problem(response, 422, "invalid_request")["errors"][0]["pointer"].startswith("/limits")
+
+
 def test_a_retry_of_a_retry_that_never_ran_goes_on_from_the_first(api: Api) -> None:
     first = create(api)
     finish(api, first["id"], JobState.FAILED, ("epoch", 10))

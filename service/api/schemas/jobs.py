@@ -26,12 +26,16 @@ Project = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", exa
 Priority = Annotated[int, Field(ge=0, le=100)]
 
 
+MaxRuntime = Annotated[int, Field(ge=60, le=30 * 86400)]
+MaxAttempts = Annotated[int, Field(ge=1, le=20)]
+
+
 class JobLimits(Section):
     """Bounds after which a job ends on its own."""
 
-    max_runtime_s: int = Field(86400, ge=60, le=30 * 86400)
+    max_runtime_s: MaxRuntime = 86400
     """Seconds that its attempts may run, all together."""
-    max_attempts: int = Field(3, ge=1, le=20)
+    max_attempts: MaxAttempts = 3
     """Attempts, if workers are lost or fail for a passing reason."""
 
 
@@ -118,11 +122,22 @@ class JobPatch(Section):
     """Higher runs earlier; counts from the next time that the job waits in the queue."""
 
 
+class RetryLimits(Section):
+    """Bounds of a retry; what is omitted or null is as for the job that has ended."""
+
+    max_runtime_s: MaxRuntime | None = None
+    """Seconds that the attempts of the new job may run, all together."""
+    max_attempts: MaxAttempts | None = None
+    """Attempts of the new job, if workers are lost or fail for a passing reason."""
+
+
 class JobRetry(Section):
     """How to retry."""
 
     from_scratch: bool = False
     """Train from the beginning instead of going on from the last good checkpoint."""
+    limits: RetryLimits = Field(RetryLimits(), examples=[{"max_runtime_s": 172800}])
+    """What is to be different about the limits, as after a `time_limit`."""
 
 
 class JobClone(Section):
