@@ -96,7 +96,7 @@ class RunReporter:
             self._pending.clear()
         mean_s = sum(s for s, _ in self._durations) / len(self._durations)
         times = {"eta_s": round(mean_s * (steps - step), 1), "images_per_s": round(speed, 3)}
-        self._place = _place(epoch, epochs, step, steps, values["loss"]) | times
+        self._place = {**_place(epoch, epochs, step, steps, values["loss"]), **times}
         self._progress(always=step == steps)
 
     def asked(self, done: int, total: int) -> None:
@@ -108,7 +108,7 @@ class RunReporter:
         now = time.monotonic()
         if always or now - self._last_progress >= PROGRESS_INTERVAL_S:
             self._last_progress = now
-            self._report(Event(EventType.PROGRESS, data=self._place | (asked or {})))
+            self._report(Event(EventType.PROGRESS, data={**self._place, **(asked or {})}))
 
     def metrics(self, values: Mapping[str, float | None], *, step: int, epoch: int) -> None:
         clean = finite(dict(values))

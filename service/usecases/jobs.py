@@ -190,11 +190,17 @@ def usable_dataset(datasets: Mapping[str, Dataset], dataset_id: str, pointer: st
     if dataset is None:
         faults = [fault(pointer, "dataset_not_found", "no such dataset")]
         raise InvalidRequestError(f"There is no dataset {dataset_id!r}.", errors=faults)
-    if dataset.state in (DatasetState.INVALID, DatasetState.FAILED):
+    if dataset.state is DatasetState.INVALID:
         raise DatasetInvalidError(
-            f"Dataset {dataset.id} is {dataset.state}: see /v1/datasets/{dataset.id}/validation, correct the data and "
+            f"Dataset {dataset.id} is invalid: see /v1/datasets/{dataset.id}/validation, correct the data and "
             "upload it again.",
-            errors=[fault(pointer, "dataset_invalid", f"the dataset is {dataset.state}")],
+            errors=[fault(pointer, "dataset_invalid", "the dataset is invalid")],
+        )
+    if dataset.state is DatasetState.FAILED:  # it has no report
+        error = dataset.error or {"message": "nothing is known of why.", "hint": "Create it again."}
+        raise DatasetInvalidError(
+            f"Dataset {dataset.id} could not be checked: {error['message']} {error['hint']}".rstrip(),
+            errors=[fault(pointer, "dataset_invalid", f"the dataset's check failed: {error['message']}")],
         )
     return dataset
 

@@ -15,6 +15,8 @@ from tests.service.conftest import Api, add_dataset, assert_problem, body, serve
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from service.shared.unit_of_work import Database
+
 
 def create(api: Api, **values: Any) -> dict[str, Any]:
     values.setdefault("dataset_id", add_dataset(api.database))
@@ -73,6 +75,20 @@ def test_a_job_on_an_unchecked_dataset_waits_for_it(api: Api) -> None:
 def test_a_job_on_a_bad_dataset_is_refused(api: Api, state: DatasetState) -> None:
     response = api.client.post("/v1/jobs", json=body(dataset_id=add_dataset(api.database, state)))
     assert assert_problem(response, 422, "dataset_invalid")["errors"][0]["pointer"] == "/dataset_id"
+
+
+def test_a_dataset_that_could_not_be_checked_is_refused_with_the_reason(database: Database, settings: Settings) -> None:
+    error = {"code": "source_unavailable", "message": "There is no bucket.", "hint": "Name one.", "retryable": False}
+    failed, invalid = (add_dataset(database, state) for state in (DatasetState.FAILED, DatasetState.INVALID))
+    with database.write() as unit:
+        unit.datasets.get(failed).error = error
+    with served(settings) as api:
+        detail, other = (
+            assert_problem(api.client.post("/v1/jobs", json=body(dataset_id=each)), 422, "dataset_invalid")["detail"]
+            for each in (failed, invalid)
+        )
+    assert detail == f"Dataset {failed} could not be checked: There is no bucket. Name one."
+    assert f"/v1/datasets/{invalid}/validation" in other
 
 
 def test_the_official_base_needs_weights_on_the_server(api: Api, tmp_path: Path) -> None:
