@@ -158,6 +158,32 @@ def test_each_wrong_value_is_named_by_its_pointer(api: Api, values: dict[str, An
     assert count_jobs(api) == 0
 
 
+def test_everything_that_is_wrong_is_told_at_once(database: Database, settings: Settings) -> None:
+    invalid = add_dataset(database, DatasetState.INVALID)
+    wrong = body(
+        dataset_id="ds_nope",
+        validation_dataset_id=invalid,
+        init_from={"job_id": "job_nope"},
+        base_model="sam3",
+        seed=1,
+        config={"training": {"seed": 2}},
+    )
+    expected = [
+        ("/base_model", "base_model_unavailable"),
+        ("/dataset_id", "dataset_not_found"),
+        ("/validation_dataset_id", "dataset_invalid"),
+        ("/init_from", "job_not_found"),
+        ("/seed", "conflicting_seed"),
+    ]
+    with served(settings) as api:
+        for path in ("/v1/jobs", "/v1/jobs/estimate"):
+            problem = assert_problem(api.client.post(path, json=wrong), 422, "invalid_request")
+            assert [(fault["pointer"], fault["code"]) for fault in problem["errors"]] == expected
+            assert all(text in problem["detail"] for text in ("'ds_nope'", invalid, "'job_nope'", "SAM3_CHECKPOINT"))
+        alone = api.client.post("/v1/jobs", json=body(dataset_id=invalid))
+        assert_problem(alone, 422, "dataset_invalid")  # the only fault keeps its code
+
+
 def test_an_unknown_key_names_the_nearest_known_one(api: Api) -> None:
     sent = body(dataset_id="ds_x", config={"training": {"learning_rat": 1e-4}})
     problem = assert_problem(api.client.post("/v1/jobs", json=sent), 422, "invalid_request")

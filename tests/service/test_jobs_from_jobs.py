@@ -273,6 +273,18 @@ def test_what_does_not_fit_the_earlier_adapter_is_named(
     assert pointer in [fault["pointer"] for fault in problem["errors"]]
 
 
+@pytest.mark.parametrize("is_object", [True, False])
+@pytest.mark.parametrize(("another", "text"), [("job_1", '{"job_id": "job_1"}'), ("model_1", "`job_id` of the model")])
+def test_another_id_than_a_checkpoints_is_told_where_it_belongs(
+    api: Api, is_object: bool, another: str, text: str
+) -> None:
+    given = {"checkpoint_id": another} if is_object else another
+    sent = body(dataset_id=add_dataset(api.database), init_from=given)
+    [found] = assert_problem(api.client.post("/v1/jobs", json=sent), 422, "invalid_request")["errors"]
+    assert found["pointer"] == "/init_from/checkpoint_id"
+    assert text in found["message"]
+
+
 def test_a_job_that_may_still_replace_its_checkpoints_is_nothing_to_start_from(api: Api) -> None:
     running = create(api)
     with api.database.write() as unit:

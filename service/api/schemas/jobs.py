@@ -46,10 +46,19 @@ class JobResources(Section):
     """GPUs of one worker, which train together: a step takes `config.training.batch_size` images on each."""
 
 
+def _no_other_id(checkpoint_id: str | None) -> str | None:
+    kind = (checkpoint_id or "").partition("_")[0]
+    if kind == "job":
+        raise ValueError(f'this is a job: give {{"job_id": "{checkpoint_id}"}} for its best checkpoint')
+    if kind == "model":
+        raise ValueError('this is a model: give {"job_id": ...} with the `job_id` of the model')
+    return checkpoint_id
+
+
 class InitFrom(Section):
     """An earlier adapter; give one of the two."""
 
-    checkpoint_id: str | None = Field(None, min_length=1, max_length=64)
+    checkpoint_id: Annotated[str | None, AfterValidator(_no_other_id)] = Field(None, min_length=1, max_length=64)
     """This checkpoint."""
     job_id: str | None = Field(None, min_length=1, max_length=64)
     """The best checkpoint of this job."""
