@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
+from service.shared.db.repositories.events import NewEvent
 from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
-from tests.service.conftest import Api, add_dataset, assert_problem, body, served
+from tests.service.conftest import Api, add_dataset, add_job, assert_problem, body, served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +59,21 @@ def test_a_created_job_is_queued_rung_and_shows_every_value_as_used(api: Api) ->
     assert api.queue.rings == [(Task.TRAIN, job["id"])]
     assert api.client.get(job["urls"]["self"]).json() == job
     assert api.client.get(f"/jobs/{job['id']}").json() == job
+
+
+def test_paths_of_a_worker_that_an_earlier_release_stored_are_not_shown(database: Database, settings: Settings) -> None:
+    run = {"config": {"output": {"dir": "/w/run", "project": "p"}}, "trainable_percent": 0.5}
+    job_id = add_job(database, resolved={"config": {}, "run": run})
+    with database.write() as unit:
+        claimed = unit.jobs.claim("w-1")
+        assert claimed is not None
+        unit.events.append(job_id, claimed.epoch, [NewEvent("resolved", "", run)])
+    with served(settings) as api:
+        read = api.client.get(f"/v1/jobs/{job_id}").json()
+        event = api.client.get(f"/v1/jobs/{job_id}/events").json()["data"][-1]
+    assert (
+        read["resolved"]["run"] == {"config": {"output": {"project": "p"}}, "trainable_percent": 0.5} == event["data"]
+    )
 
 
 def test_a_job_is_accepted_while_the_broker_is_down(api: Api) -> None:

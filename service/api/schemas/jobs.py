@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from sam3_lora.config import BaseName, JobConfig, Section
+from sam3_lora.config import BaseName, JobConfig, Section, without_paths
 from service.api.schemas.lists import Read
 from service.shared.db.models import Job
 from service.shared.db.models.base import DEFAULT_PROJECT
@@ -331,7 +331,7 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         sweep_id=job.sweep_id,
         trial=job.trial,
         config=job.config,
-        resolved=job.resolved,
+        resolved=_resolved(job.resolved),
         seed=job.seed,
         resources=JobResources(gpus=job.gpus),
         priority=job.priority,
@@ -371,6 +371,11 @@ def job_read(job: Job, place: Place | None) -> JobRead:
             dataset=f"/v1/datasets/{job.dataset_id}",
         ),
     )
+
+
+def _resolved(resolved: dict[str, Any]) -> dict[str, Any]:
+    # Workers of earlier releases stored what the trainer reported as it was.
+    return resolved | {"run": without_paths(resolved["run"])} if "run" in resolved else resolved
 
 
 def _running_s(job: Job) -> float:
