@@ -120,8 +120,12 @@ def change_job(unit: UnitOfWork, job: Job, changes: dict[str, Any]) -> Job:
         return job
     if "priority" in changed and job.state in TERMINAL:
         raise StateConflictError(f"Job {job.id} is {job.state}: its priority no longer matters.")
-    names = sorted("metadata" if name == "labels" else name for name in changed)
-    return unit.jobs.change(job.id, NewEvent("message", f"Changed: {', '.join(names)}"), **changed)
+    told = {
+        "metadata" if name == "labels" else name: {"from": getattr(job, name), "to": value}
+        for name, value in changed.items()
+    }
+    event = NewEvent("message", f"Changed: {', '.join(sorted(told))}", {"changed": told})
+    return unit.jobs.change(job.id, event, **changed)
 
 
 def check_allowed(job: Job, action: JobAction) -> None:

@@ -331,8 +331,18 @@ def test_a_patch_changes_what_it_names_and_says_so(api: Api) -> None:
     for unchanged in ({}, {"name": "new"}, {"metadata": {"nope": None}}):
         assert api.client.patch(url, json=unchanged).headers["etag"] == response.headers["etag"]
     assert api.client.patch(url, json={"tags": []}).json()["tags"] == []
-    messages = [event["message"] for event in api.client.get(f"{url}/events").json()["data"]]
-    assert messages[1:] == ["Changed: metadata, name, priority", "Changed: tags"]
+    events = api.client.get(f"{url}/events").json()["data"]
+    assert [event["message"] for event in events[1:]] == ["Changed: metadata, name, priority", "Changed: tags"]
+    assert [event["data"] for event in events[1:]] == [
+        {
+            "changed": {
+                "metadata": {"from": {"ticket": "A-1", "old": "x"}, "to": {"ticket": "A-1", "team": "b"}},
+                "name": {"from": "pallets-v1", "to": "new"},
+                "priority": {"from": 10, "to": 90},
+            }
+        },
+        {"changed": {"tags": {"from": ["a"], "to": []}}},
+    ]
     job_id = job["id"]
     for query, found in (("metadata[team]=b", [job_id]), ("metadata[old]=x", []), ("tag=a", [])):
         assert [each["id"] for each in api.client.get(f"/v1/jobs?{query}").json()["data"]] == found

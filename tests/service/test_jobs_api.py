@@ -87,6 +87,35 @@ def test_a_job_on_an_unchecked_dataset_waits_for_it(api: Api) -> None:
     assert not api.queue.rings
 
 
+def test_a_job_whose_dataset_nobody_checks_says_so_until_somebody_does(database: Database, settings: Settings) -> None:
+    unchecked = add_dataset(database, DatasetState.PROCESSING)
+    with served(settings) as api:
+        url = create(api, dataset_id=unchecked)["urls"]["self"]
+        reason = "no worker that checks datasets is running"
+        silent = {"jobs_ahead": None, "estimated_start_at": None, "reason": reason}
+        with api.database.write() as unit:
+            unit.workers.beat("w-1", kind="gpu", host="h", pid=1, device=None)
+        assert api.client.get(url).json()["queue"] == silent
+        with api.database.write() as unit:
+            unit.workers.beat("w-2", kind="cpu", host="h", pid=2, device=None)
+        assert api.client.get(url).json()["queue"] == silent | {"reason": None}
+        api.clock.advance(settings.lease_timeout_s + 1)
+        assert api.client.get(url).json()["queue"] == silent
+        assert [job["queue"] for job in api.client.get("/v1/jobs").json()["data"]] == [silent]
+
+
+def test_a_jobs_urls_lead_somewhere(api: Api) -> None:
+    urls = create(api)["urls"]
+    assert urls["html"].startswith("/ui/jobs/")
+    assert "<html" in api.client.get(urls["html"]).text
+    for name, url in urls.items():
+        if "stream" in name:
+            with api.client.stream("GET", url) as response:
+                assert response.headers["content-type"].startswith("text/event-stream")
+        elif name not in ("evaluation", "report", "samples"):  # of which there are none before it trains
+            assert api.client.get(url).status_code == 200, url
+
+
 @pytest.mark.parametrize("state", [DatasetState.INVALID, DatasetState.FAILED])
 def test_a_job_on_a_bad_dataset_is_refused(api: Api, state: DatasetState) -> None:
     response = api.client.post("/v1/jobs", json=body(dataset_id=add_dataset(api.database, state)))

@@ -44,7 +44,8 @@ class EventRead(Read):
     """The attempt in which it happened; 0 before the first."""
     created_at: datetime
     type: str
-    """status, phase, resolved, message, checkpoint, evaluation, result, error; new types may be added."""
+    """status, phase, resolved, message, checkpoint, evaluation, artifact, result, error; new types may be added. An
+    `artifact` is a file or folder of the run that can be fetched from now on: `data.place`, such as `report.json`."""
     level: str
     """info, warning or error."""
     message: str

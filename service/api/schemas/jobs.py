@@ -157,13 +157,26 @@ class JobClone(Section):
 
 
 class Progress(Read, extra="allow"):
+    """How far it is, as its trainer last reported."""
+
     percent: int | float | None = None
+    """Of its steps."""
     epoch: int | float | None = None
+    """Counts from 1."""
     epochs: int | float | None = None
     step: int | float | None = None
     steps: int | float | None = None
+    loss: int | float | None = None
+    """Of the last step; null before the first, and where it was not finite."""
     eta_s: int | float | None = None
+    """Seconds of training that are left, by the speed of the last steps; what is evaluated meanwhile comes on top. null
+    before the first step."""
     images_per_s: int | float | None = None
+    """Images trained on in a second of training; null before the first step."""
+    images_done: int | float | None = None
+    """While the model is asked about images, as in `evaluating`: those it was asked about."""
+    images_total: int | float | None = None
+    """All that it will be asked about then."""
     updated_at: datetime | None = None
 
 
@@ -174,8 +187,8 @@ class QueuePosition(Read):
     estimated_start_at: datetime | None
     """To the minute, from the living workers, what they are doing and how long jobs took; null without such a basis."""
     reason: str | None
-    """Why it will not start as things are: no living worker has its GPUs, or the project's quota has no room; null
-    otherwise."""
+    """Why it will not start as things are: no living worker checks its datasets or has its GPUs, or the project's quota
+    has no room; null otherwise."""
 
 
 class JobWorker(Read):
@@ -202,10 +215,15 @@ class Usage(Read):
 
 class JobUrls(Read):
     self: str
+    html: str
+    """The job's page, for people."""
     events: str
     stream: str
+    """Events as they come (SSE)."""
     metrics: str
     logs: str
+    logs_stream: str
+    """The log as it is written (SSE)."""
     checkpoints: str
     attempts: str
     evaluation: str
@@ -261,7 +279,8 @@ class JobRead(Read):
     worker: JobWorker | None
     """The worker that has it now."""
     best: dict[str, Any] | None
-    """The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`."""
+    """The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`. `metric` is named as in
+    `config.evaluation.metric`: without the `val/` that it has among the metrics."""
     result: dict[str, Any] | None
     error: JobFailure | None
     usage: Usage
@@ -359,10 +378,12 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         finished_at=job.finished_at,
         urls=JobUrls(
             self=url,
+            html=f"/ui/jobs/{job.id}",
             events=f"{url}/events",
             stream=f"{url}/events/stream",
             metrics=f"{url}/metrics",
             logs=f"{url}/logs",
+            logs_stream=f"{url}/logs/stream",
             checkpoints=f"{url}/checkpoints",
             attempts=f"{url}/attempts",
             evaluation=f"{url}/evaluation",
