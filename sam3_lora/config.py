@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -368,6 +368,28 @@ class RunConfig(JobConfig):
     model: ModelConfig = ModelConfig()
     dataset: DatasetConfig
     output: OutputConfig = OutputConfig()
+
+
+def _paths_of(section: Any) -> frozenset[str]:
+    fields = section.model_fields.items()
+    return frozenset(name for name, field in fields if Path in (field.annotation, *get_args(field.annotation)))
+
+
+_PATHS = {name: _paths_of(field.annotation) for name, field in RunConfig.model_fields.items()}
+
+
+def without_paths(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run resolved (`{config, ...}`) without the paths in `config`, which lead nowhere on other machines."""
+    config = resolved.get("config")
+    if not isinstance(config, dict):
+        return dict(resolved)
+    kept = {
+        section: {name: value for name, value in values.items() if name not in _PATHS[section]}
+        if section in _PATHS and isinstance(values, dict)
+        else values
+        for section, values in config.items()
+    }
+    return {**resolved, "config": kept}
 
 
 class ComparedModel(Section):

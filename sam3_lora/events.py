@@ -32,8 +32,8 @@ class EventType(StrEnum):
 
     PHASE = "phase"  # phase: Phase
     RESOLVED = "resolved"  # config: every value as used; adapted_modules, trainable_parameters, trainable_percent
-    # epoch, epochs, step, steps, percent, loss; while training eta_s, images_per_s; while the model is asked about
-    # images, as in evaluation, images_done, images_total
+    # epoch, epochs, step, steps, percent, loss; from the first step on eta_s, images_per_s; while the model is asked
+    # about images, as in evaluation, images_done, images_total. Each takes the place of the one before
     PROGRESS = "progress"
     METRICS = "metrics"  # step, epoch, values: {name: number or null}
     MESSAGE = "message"  # the text is in `message`

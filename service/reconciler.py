@@ -186,7 +186,7 @@ class Reconciler:
                 with self._database.write() as unit:
                     dataset = unit.datasets.reap(lease)
                     if dataset.state is DatasetState.FAILED:
-                        unit.jobs.release_waiting(dataset.id, valid=False)
+                        unit.jobs.release_waiting(dataset.id, valid=False, error=dataset.error)
             except (ServiceError, SQLAlchemyError) as error:
                 log.info("lease_kept", dataset_id=lease.id, reason=str(error))
             else:

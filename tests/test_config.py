@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sam3_lora.config import COMPONENTS, TARGETS, JobConfig, LoraConfig, RunConfig, load, parse
+from sam3_lora.config import COMPONENTS, TARGETS, JobConfig, LoraConfig, RunConfig, load, parse, without_paths
 from sam3_lora.errors import ConfigError
 
 PATHS = {"train_img_folder": "a", "train_ann_file": "b.json"}
@@ -101,6 +101,26 @@ def test_combinations():
     half = {**PATHS, "val_ann_file": "c.json"}
     assert "together" in faults({"dataset": half}, RunConfig)["/dataset"]
     assert "prompt" in faults({"dataset": {"prompts": {"a": []}}})["/dataset/prompts"]
+
+
+def test_what_is_told_of_a_run_holds_no_paths_and_all_else():
+    values = {
+        "model": {"base": "sam3", "checkpoint": "/w/sam3.pt", "adapter": "/w/a"},
+        "dataset": {
+            name: f"/w/{name}" for name in ("train_img_folder", "train_ann_file", "val_img_folder", "val_ann_file")
+        },
+        "output": {"dir": "/w/run", "feature_cache": "/w/cache", "run_name": "pallets"},
+    }
+    whole = parse(RunConfig, values).model_dump(mode="json")
+    told = without_paths({"config": whole, "base_fingerprint": "f"})
+    assert "/w" not in json.dumps(told)
+    assert told["base_fingerprint"] == "f"
+    for section, named in whole.items():
+        left_out = named.keys() - told["config"][section].keys()
+        assert left_out == {name for name, value in named.items() if str(value).startswith("/w")}
+    assert whole["output"]["dir"] == "/w/run"  # what the run itself goes by is as it was
+    for odd in ({}, {"config": "odd"}, {"config": {"model": 1, "new": {"dir": 1}}}):
+        assert without_paths(odd) == odd
 
 
 def test_is_immutable():

@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError
 
 from service.shared.object_stores import PAGE, PART_BYTES, is_missing_bucket, is_refusal, open_bucket
 from service.shared.sources import bucket_and_key
-from worker.failures import SourceError
+from worker.failures import SourceError, source_too_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +34,8 @@ MAX_OBJECTS = 1_000_000
 AT_ONCE = 8
 """Objects that are fetched at the same time: of a small one nearly all of the time is waiting."""
 LOOK_EVERY_S = 1.0
+CHECK_NAME = "Check the names of bucket, folder and file, then create the dataset again."
+TOO_SLOW = "Name a smaller dataset, or one nearer by; the operator sets the limit (SAM3_FETCH_TIMEOUT_S)."
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def fetch_from_bucket(uri: str, target: Path, settings: Settings, *, on_chunk: C
 
     def go_on() -> None:
         if time.monotonic() > deadline:
-            raise SourceError("source_unavailable", f"{uri} took longer than {settings.fetch_timeout_s:g} s.")
+            message = f"{uri} took longer than {settings.fetch_timeout_s:g} s."
+            raise SourceError("source_unavailable", message, TOO_SLOW)
         on_chunk()
 
     try:
@@ -94,16 +97,18 @@ def _objects(store: S3Store, folder: str, uri: str, go_on: Callable[[], None]) -
     for page in obstore.list(store, folder.rstrip("/") or None, chunk_size=PAGE):
         found += [_described(each) for each in page]
         if len(found) > MAX_OBJECTS:
-            raise SourceError("source_too_large", f"{uri} holds more than {MAX_OBJECTS} objects.")
+            message = f"{uri} holds more than {MAX_OBJECTS} objects."
+            raise SourceError("source_too_large", message, "Put an archive of them into the bucket, and name that.")
         go_on()
     folders = {str(parent) for each in found for parent in PurePosixPath(each.key).parents}
     folders.add(folder.rstrip("/"))
     for each in found:
         if each.key in folders and each.size_bytes:
-            raise SourceError("source_unavailable", f"{each.key!r} is both a file and a folder.")
+            message = f"{each.key!r} is both a file and a folder."
+            raise SourceError("source_unavailable", message, "Rename one of them, then create the dataset again.")
     objects = sorted((each for each in found if each.key not in folders), key=lambda each: each.key)
     if not objects:
-        raise SourceError("source_unavailable", f"There is nothing at {uri}, or no such folder.")
+        raise SourceError("source_unavailable", f"There is nothing at {uri}, or no such folder.", CHECK_NAME)
     return objects
 
 
@@ -145,13 +150,17 @@ def _parts(store: S3Store, found: _Object) -> Iterator[bytes]:
         end = min(start + PART_BYTES, found.size_bytes)
         answer = obstore.get(store, found.key, options={"range": (start, end)})
         if _described(answer.meta).is_other_than(found):
-            message = f"{found.key!r} changed while it was read."
-            raise SourceError("source_unavailable", message, retryable=True)
+            raise _changed(f"{found.key!r} changed while it was read.")
         part = bytes(answer.bytes())
         if len(part) != end - start:
-            message = f"The bucket gave {len(part)} bytes of {found.key!r} where it was asked for {end - start}."
-            raise SourceError("source_unavailable", message, retryable=True)
+            asked = f"where it was asked for {end - start}."
+            raise _changed(f"The bucket gave {len(part)} bytes of {found.key!r} {asked}")
         yield part
+
+
+def _changed(message: str) -> SourceError:
+    hint = "Create the dataset again once nothing writes there."
+    return SourceError("source_unavailable", message, hint, retryable=True)
 
 
 def _described(meta: ObjectMeta) -> _Object:
@@ -162,18 +171,17 @@ def _described(meta: ObjectMeta) -> _Object:
 
 def _refuse_large(size_bytes: int, limit: int) -> None:
     if size_bytes > limit:
-        raise SourceError("source_too_large", f"The dataset is larger than {limit} bytes.")
+        raise source_too_large(f"The dataset is larger than {limit} bytes.")
 
 
 def _failure(error: Exception, uri: str) -> SourceError:
     if is_missing_bucket(error):
-        return SourceError("source_unavailable", f"There is no bucket of {uri}.")
+        return SourceError("source_unavailable", f"There is no bucket of {uri}.", CHECK_NAME)
     if isinstance(error, FileNotFoundError):
-        return SourceError("source_unavailable", f"There is nothing at {uri}; a folder ends with a slash.")
+        return SourceError("source_unavailable", f"There is nothing at {uri}; a folder ends with a slash.", CHECK_NAME)
     if is_refusal(error):
-        message = (
-            f"The bucket of {uri} refuses the workers' credentials: their operator must check the AWS_* variables."
-        )
-        return SourceError("source_unavailable", message)
+        hint = "Their operator must check the AWS_* variables, and what they may read; then create the dataset again."
+        return SourceError("source_unavailable", f"The bucket of {uri} refuses the workers' credentials.", hint)
     reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]
-    return SourceError("source_unavailable", f"{uri} could not be read ({reason}).", retryable=True)
+    message, hint = f"{uri} could not be read ({reason}).", "Create the dataset again once the bucket answers."
+    return SourceError("source_unavailable", message, hint, retryable=True)

@@ -60,7 +60,16 @@ class WorkError(Exception):
 
 
 class SourceError(WorkError):
-    """A dataset could not be brought here from where it lies."""
+    """A dataset could not be brought here from where it lies; the hint says what its owner can do."""
+
+    def __init__(self, code: str, message: str, hint: str, *, retryable: bool = False) -> None:
+        super().__init__(code, message, hint, retryable=retryable)
+
+
+def source_too_large(message: str) -> SourceError:
+    """The failure of a dataset that is more than this installation takes."""
+    hint = "Split it, or scale its images down; the operator sets the limit of bytes (SAM3_MAX_UPLOAD_BYTES)."
+    return SourceError("source_too_large", message, hint)
 
 
 def last_words(said: Path, most_bytes: int) -> str:
@@ -109,7 +118,7 @@ def time_limit(seconds: float) -> Failure:
     return Failure(
         "time_limit",
         f"the job ran longer than its limit of {seconds:.0f} s",
-        "Raise limits.max_runtime_s, or train less.",
+        "Retry it with a higher limits.max_runtime_s: it goes on from its last checkpoint. Or train less.",
     )
 
 

@@ -92,10 +92,12 @@ class IngestRunner(Runner["Dataset"]):
 
         try:
             if source.get("sha256") not in (None, archive.sha256):
-                raise SourceError("sha256_mismatch", f"The archive that arrived has SHA-256 {archive.sha256}.")
+                message = f"The archive that arrived has SHA-256 {archive.sha256}."
+                hint = "If it is the right one, create the dataset again with that sha256, or with none."
+                raise SourceError("sha256_mismatch", message, hint)
             return lease.insist(note)
         except QuotaExceededError as error:
-            raise SourceError(error.code, error.message) from error
+            raise SourceError(error.code, error.message, "Delete datasets that are no longer needed.") from error
         finally:
             if not is_kept:
                 self._storage.discard([archive.key])
@@ -127,7 +129,7 @@ class IngestRunner(Runner["Dataset"]):
             state = DatasetState.PROCESSING if failure.retryable else DatasetState.FAILED
             ended = unit.datasets.finish(dataset.id, dataset.epoch, state, error=failure.to_dict())
             if ended.state is DatasetState.FAILED:
-                unit.jobs.release_waiting(dataset.id, valid=False)
+                unit.jobs.release_waiting(dataset.id, valid=False, error=ended.error)
 
     def _drain(self, dataset: Dataset) -> None:
         with self._database.write() as unit:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from sam3_lora.config import without_paths
 from sam3_lora.events import Event, EventType
 from service.shared import tracing
 from service.shared.db.repositories.events import NewEvent
@@ -95,6 +96,8 @@ class Observer:
             if place is None:
                 return
             event = Event(event.type, f"{place} is ready", {"place": place})
+        if event.type is EventType.RESOLVED:
+            event = replace(event, data=without_paths(event.data))
         self._pending.append((event, new_id("evt")))
         if len(self._pending) >= MAX_PENDING:
             self.flush()

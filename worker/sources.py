@@ -12,7 +12,7 @@ from service.shared.errors import SourceRefusedError
 from service.shared.sources import S3, check_path, check_uri
 from worker.buckets import fetch_from_bucket
 from worker.download import download
-from worker.failures import SourceError
+from worker.failures import SourceError, source_too_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +49,9 @@ def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, o
         else:
             _copy(_resolved(check_path(settings, source["path"]), settings), target, settings, on_chunk)
     except SourceRefusedError as error:
-        raise SourceError("source_refused", error.message) from None
+        # It was accepted when the dataset was created.
+        hint = "The server's settings have changed, or its workers have others: name an allowed place, or upload it."
+        raise SourceError("source_refused", error.message, hint) from None
 
 
 def _draw(target: Path, settings: Settings, on_chunk: Callable[[], None]) -> None:
@@ -66,9 +68,11 @@ def _resolved(path: Path, settings: Settings) -> Path:
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise SourceError("source_unavailable", f"The worker finds no {path}.") from error
+        hint = "Check the path: it is one of the worker's machine, where the folder must be mounted."
+        raise SourceError("source_unavailable", f"The worker finds no {path}.", hint) from error
     if not any(real.is_relative_to(root.resolve()) for root in settings.dataset_roots):
-        raise SourceError("source_refused", f"{path} leads out of the folders that may be read.")
+        message = f"{path} leads out of the folders that may be read."
+        raise SourceError("source_refused", message, "Name the place itself, without links, in one of those folders.")
     return real
 
 
@@ -79,14 +83,16 @@ def _copy(source: Path, target: Path, settings: Settings, on_chunk: Callable[[],
             _pack(source, target, limit, on_chunk)
             return
         if not source.is_file():
-            raise SourceError("source_unavailable", f"{source} is neither a file nor a folder.")
+            message = f"{source} is neither a file nor a folder."
+            raise SourceError("source_unavailable", message, "Name an archive, or the folder of the dataset.")
         with source.open("rb") as content, target.open("xb") as file:
             while chunk := content.read(CHUNK_BYTES):
                 file.write(chunk)
                 _refuse_large(file.tell(), limit)
                 on_chunk()
     except PermissionError as error:
-        raise SourceError("source_unavailable", f"The worker may not read {error.filename}.") from error
+        hint = "Let the worker's user read it, then create the dataset again."
+        raise SourceError("source_unavailable", f"The worker may not read {error.filename}.", hint) from error
 
 
 def _pack(folder: Path, target: Path, limit: int, on_chunk: Callable[[], None]) -> None:
@@ -114,4 +120,4 @@ def _regular_files(folder: Path) -> Iterator[Path]:
 
 def _refuse_large(size_bytes: int, limit: int) -> None:
     if size_bytes > limit:
-        raise SourceError("source_too_large", f"The dataset is larger than {limit} bytes.")
+        raise source_too_large(f"The dataset is larger than {limit} bytes.")

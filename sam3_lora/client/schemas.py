@@ -400,7 +400,8 @@ class Event(BaseModel):
     created_at: AwareDatetime
     type: str
     """
-    status, phase, resolved, message, checkpoint, evaluation, result, error; new types may be added.
+    status, phase, resolved, message, checkpoint, evaluation, artifact, result, error; new types may be added. An
+    `artifact` is a file or folder of the run that can be fetched from now on: `data.place`, such as `report.json`.
     """
     level: str
     """
@@ -559,10 +560,21 @@ class JobUrls(BaseModel):
         extra="allow",
     )
     self: str
+    html: str
+    """
+    The job's page, for people.
+    """
     events: str
     stream: str
+    """
+    Events as they come (SSE).
+    """
     metrics: str
     logs: str
+    logs_stream: str
+    """
+    The log as it is written (SSE).
+    """
     checkpoints: str
     attempts: str
     evaluation: str
@@ -922,16 +934,45 @@ class PreviewImage(BaseModel):
 
 
 class Progress(BaseModel):
+    """
+    How far it is, as its trainer last reported.
+    """
+
     model_config = ConfigDict(
         extra="allow",
     )
     percent: int | float | None = None
+    """
+    Of its steps.
+    """
     epoch: int | float | None = None
+    """
+    Counts from 1.
+    """
     epochs: int | float | None = None
     step: int | float | None = None
     steps: int | float | None = None
+    loss: int | float | None = None
+    """
+    Of the last step; null before the first, and where it was not finite.
+    """
     eta_s: int | float | None = None
+    """
+    Seconds of training that are left, by the speed of the last steps; what is evaluated meanwhile comes on top. null
+    before the first step.
+    """
     images_per_s: int | float | None = None
+    """
+    Images trained on in a second of training; null before the first step.
+    """
+    images_done: int | float | None = None
+    """
+    While the model is asked about images, as in `evaluating`: those it was asked about.
+    """
+    images_total: int | float | None = None
+    """
+    All that it will be asked about then.
+    """
     updated_at: AwareDatetime | None = None
 
 
@@ -959,8 +1000,8 @@ class QueuePosition(BaseModel):
     """
     reason: str | None
     """
-    Why it will not start as things are: no living worker has its GPUs, or the project's quota has no room; null
-    otherwise.
+    Why it will not start as things are: no living worker checks its datasets or has its GPUs, or the project's quota
+    has no room; null otherwise.
     """
 
 
@@ -1593,7 +1634,8 @@ class Job(BaseModel):
     """
     best: dict[str, Any] | None
     """
-    The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`.
+    The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`. `metric` is named as in
+    `config.evaluation.metric`: without the `val/` that it has among the metrics.
     """
     result: dict[str, Any] | None
     error: JobFailure | None

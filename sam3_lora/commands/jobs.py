@@ -170,13 +170,15 @@ def resume(job: JobId, as_json: Json = False, url: Url = None, key: Key = None) 
 def retry(
     job: JobId,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train from the beginning.")] = False,
+    max_runtime_s: Annotated[int | None, typer.Option(min=1, help="Another limit of its seconds.")] = None,
     as_json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
     """Make a new job of one that failed or was cancelled; it goes on from the last good checkpoint."""
+    limits = None if max_runtime_s is None else {"max_runtime_s": max_runtime_s}
     with connected(url, key) as client:
-        _show(client.jobs.get(job).retry(from_scratch=from_scratch), as_json=as_json)
+        _show(client.jobs.get(job).retry(from_scratch=from_scratch, limits=limits), as_json=as_json)
 
 
 @app.command()

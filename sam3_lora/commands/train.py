@@ -79,7 +79,7 @@ class ConsoleReporter:
             self._show_asking(event.data["images_done"], event.data["images_total"])
         elif event.type is EventType.PROGRESS:
             self._show_training(event.data)
-        elif event.message:
+        elif event.message and event.type is not EventType.PHASE:  # the bars show what it does
             style = {"warning": "yellow", "error": "red"}.get(event.level, "")
             self.progress.console.print(event.message, style=style, highlight=False, soft_wrap=True)
 

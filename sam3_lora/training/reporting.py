@@ -48,7 +48,7 @@ class RunReporter:
         self._last_progress = -math.inf
         self._durations: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
         self._phase: Phase | None = None
-        self._place: dict[str, float | None] = {}  # in the training, as last reported
+        self._place: dict[str, float | None] = {}  # in the training, and its speed, as last reported
         self._pending: list[dict[str, float]] = []
         self._file = None if folder is None else folder / "logs" / METRICS_FILE
         self.points: list[dict[str, Any]] = []  # every reported metric by step, as in the file
@@ -71,7 +71,7 @@ class RunReporter:
     def phase(self, phase: Phase) -> None:
         if phase is not self._phase:
             self._phase = phase
-            self._report(Event(EventType.PHASE, data={"phase": phase}))
+            self._report(Event(EventType.PHASE, phase.replace("_", " ").capitalize(), {"phase": phase}))
 
     def message(self, text: str, level: Level = Level.INFO) -> None:
         log.log(logging.WARNING if level is Level.WARNING else logging.INFO, text)
@@ -94,20 +94,21 @@ class RunReporter:
             means = {f"train/{k}": sum(p[k] for p in self._pending) / len(self._pending) for k in keys}
             self.metrics(means, step=step, epoch=epoch)
             self._pending.clear()
-        self._place = _place(epoch, epochs, step, steps, values["loss"])
         mean_s = sum(s for s, _ in self._durations) / len(self._durations)
         times = {"eta_s": round(mean_s * (steps - step), 1), "images_per_s": round(speed, 3)}
-        self._progress(times, always=step == steps)
+        self._place = {**_place(epoch, epochs, step, steps, values["loss"]), **times}
+        self._progress(always=step == steps)
 
     def asked(self, done: int, total: int) -> None:
         """Report that the model was asked about so many images."""
         self._progress({"images_done": done, "images_total": total}, always=done == total)
 
-    def _progress(self, what: dict[str, float], *, always: bool) -> None:
+    def _progress(self, asked: dict[str, int] | None = None, *, always: bool) -> None:
+        """Report all that is known, as only the last report shows: training's speed also while it pauses."""
         now = time.monotonic()
         if always or now - self._last_progress >= PROGRESS_INTERVAL_S:
             self._last_progress = now
-            self._report(Event(EventType.PROGRESS, data={**self._place, **what}))
+            self._report(Event(EventType.PROGRESS, data={**self._place, **(asked or {})}))
 
     def metrics(self, values: Mapping[str, float | None], *, step: int, epoch: int) -> None:
         clean = finite(dict(values))

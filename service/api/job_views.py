@@ -48,12 +48,12 @@ class JobView:
     own: str
     project: str
     is_terminal: bool
-    is_queued: bool
+    waits: bool
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A view, and when it was made: its place in the queue depends on other jobs as well."""
+    """A view, and when it was made: what it says of the queue depends on other jobs and on workers as well."""
 
     view: JobView
     moment: Moment
@@ -79,8 +79,8 @@ def view_jobs(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job]) -> list
         patchable = [job.name, job.tags, job.labels, job.priority]
         own = hashlib.sha256(json.dumps(patchable, sort_keys=True).encode()).hexdigest()[:16]
         etag = f'"{hashlib.sha256(content).hexdigest()[:32]}.{own}"'
-        is_queued = job.state is JobState.QUEUED
-        views.append(JobView(job.id, version, content, etag, own, job.project, read.is_terminal, is_queued))
+        waits = job.state in (JobState.QUEUED, JobState.VALIDATING_FILES)
+        views.append(JobView(job.id, version, content, etag, own, job.project, read.is_terminal, waits))
     return views
 
 
@@ -148,11 +148,7 @@ class JobWatch:
     def _known(self, job_id: str, version: Version, moment: Moment) -> JobView | None:
         """The view that is kept of this version, if its place in the queue can hardly have changed."""
         kept = self._kept.get(job_id)
-        if (
-            kept is None
-            or kept.view.version != version
-            or (kept.view.is_queued and not moment.is_close_to(kept.moment))
-        ):
+        if kept is None or kept.view.version != version or (kept.view.waits and not moment.is_close_to(kept.moment)):
             return None
         return kept.view
 

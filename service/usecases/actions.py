@@ -40,10 +40,10 @@ def stop_job(unit: UnitOfWork, job_id: str) -> Job:
 
     Raises:
         NotFoundError: if there is no such job.
-        StateConflictError: if it is not running.
+        StateConflictError: if it is neither running nor has succeeded.
     """
     job = unit.jobs.get(job_id, lock=True)
-    if job.request is JobRequest.STOP:
+    if job.request is JobRequest.STOP or job.state is JobState.SUCCEEDED:
         return job
     check_allowed(job, JobAction.STOP)
     return unit.jobs.request(job_id, JobRequest.STOP, "Stop requested")
@@ -120,14 +120,24 @@ def change_job(unit: UnitOfWork, job: Job, changes: dict[str, Any]) -> Job:
         return job
     if "priority" in changed and job.state in TERMINAL:
         raise StateConflictError(f"Job {job.id} is {job.state}: its priority no longer matters.")
-    names = sorted("metadata" if name == "labels" else name for name in changed)
-    return unit.jobs.change(job.id, NewEvent("message", f"Changed: {', '.join(names)}"), **changed)
+    told = {
+        "metadata" if name == "labels" else name: {"from": getattr(job, name), "to": value}
+        for name, value in changed.items()
+    }
+    event = NewEvent("message", f"Changed: {', '.join(sorted(told))}", {"changed": told})
+    return unit.jobs.change(job.id, event, **changed)
 
 
 def check_allowed(job: Job, action: JobAction) -> None:
-    """Raise StateConflictError, naming state, reason and what is possible, unless the action is."""
+    """Raise StateConflictError, naming state, reason and what leads on, unless the action is possible."""
     if job.state in ACTIONS[action]:
         return
     reason = f" ({job.status_reason})" if job.status_reason else ""
-    possible = ", ".join(allowed_actions(job.state, job.request)) or "nothing"
-    raise StateConflictError(f"Job {job.id} is {job.state}{reason}: {action} is not possible now, but {possible} is.")
+    message = f"Job {job.id} is {job.state}{reason}: {action} is not possible now."
+    # Deletion is never what was wanted instead.
+    possible = [each for each in allowed_actions(job.state, job.request) if each is not JobAction.DELETE]
+    if possible:
+        message += f" Possible: {', '.join(possible)}."
+    elif action is JobAction.RETRY and job.state is JobState.SUCCEEDED:
+        message += " To train like it once more, clone it."
+    raise StateConflictError(message)

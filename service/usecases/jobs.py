@@ -18,6 +18,7 @@ from service.shared.ids import new_id
 from service.shared.origin import present_origin
 from service.shared.queue import Task
 from service.shared.states import DatasetState, JobState
+from service.usecases.faults import Faults
 from service.usecases.initial_adapters import InitialAdapter, start_from
 from service.usecases.quotas import admit_job, refused
 
@@ -90,18 +91,24 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, datasets: Mapp
     Args:
         datasets: what `lock_datasets` found for this spec, and others.
 
-    Raises:
+    Raises, and if several things are wrong an InvalidRequestError that names all:
         BaseModelUnavailableError: if this installation has no weights for the base model.
         InvalidRequestError: if a dataset or the earlier adapter is not there or does not fit, or two different seeds
             were given.
         DatasetInvalidError: if a dataset did not pass its check.
     """
-    require_weights(settings, spec.base_model, "/base_model")
-    used = usable_datasets(datasets, spec)
+    faults = Faults()
+    with faults.noted():
+        require_weights(settings, spec.base_model, "/base_model")
+    with faults.noted():
+        used = usable_datasets(datasets, spec)
     config, init_checkpoint_id = spec.config, None
     if spec.init_from is not None:
-        config, init_checkpoint_id = start_from(unit, spec.init_from, spec.base_model, config)
-    seed = _seed(spec)
+        with faults.noted():
+            config, init_checkpoint_id = start_from(unit, spec.init_from, spec.base_model, config)
+    with faults.noted():
+        seed = _seed(spec)
+    faults.tell()
     return Job(
         id=new_id("job"),
         name=spec.name,
@@ -167,17 +174,21 @@ def usable_datasets(datasets: Mapping[str, Dataset], user: OnDatasets) -> list[D
     """The datasets of a job, training first.
 
     Raises:
-        InvalidRequestError: if there is no such dataset, or both are the same.
+        InvalidRequestError: if there is no such dataset, or both are the same, or both are wrong.
         DatasetInvalidError: if one did not pass its check.
     """
-    pointers = {user.dataset_id: "/dataset_id"}
+    faults, used = Faults(), []
+    with faults.noted():
+        used.append(usable_dataset(datasets, user.dataset_id, "/dataset_id"))
     if user.validation_dataset_id is not None:
-        if user.validation_dataset_id == user.dataset_id:
-            message = "a model is not measured on what it was trained on: leave it out to hold out a part"
-            faults = [fault("/validation_dataset_id", "same_dataset", message)]
-            raise InvalidRequestError(f"validation_dataset_id is dataset_id: {message}", errors=faults)
-        pointers[user.validation_dataset_id] = "/validation_dataset_id"
-    return [usable_dataset(datasets, dataset_id, pointer) for dataset_id, pointer in pointers.items()]
+        with faults.noted():
+            if user.validation_dataset_id == user.dataset_id:
+                message = "a model is not measured on what it was trained on: leave it out to hold out a part"
+                named = [fault("/validation_dataset_id", "same_dataset", message)]
+                raise InvalidRequestError(f"validation_dataset_id is dataset_id: {message}", errors=named)
+            used.append(usable_dataset(datasets, user.validation_dataset_id, "/validation_dataset_id"))
+    faults.tell()
+    return used
 
 
 def usable_dataset(datasets: Mapping[str, Dataset], dataset_id: str, pointer: str) -> Dataset:
@@ -190,11 +201,17 @@ def usable_dataset(datasets: Mapping[str, Dataset], dataset_id: str, pointer: st
     if dataset is None:
         faults = [fault(pointer, "dataset_not_found", "no such dataset")]
         raise InvalidRequestError(f"There is no dataset {dataset_id!r}.", errors=faults)
-    if dataset.state in (DatasetState.INVALID, DatasetState.FAILED):
+    if dataset.state is DatasetState.INVALID:
         raise DatasetInvalidError(
-            f"Dataset {dataset.id} is {dataset.state}: see /v1/datasets/{dataset.id}/validation, correct the data and "
+            f"Dataset {dataset.id} is invalid: see /v1/datasets/{dataset.id}/validation, correct the data and "
             "upload it again.",
-            errors=[fault(pointer, "dataset_invalid", f"the dataset is {dataset.state}")],
+            errors=[fault(pointer, "dataset_invalid", "the dataset is invalid")],
+        )
+    if dataset.state is DatasetState.FAILED:  # it has no report
+        error = dataset.error or {"message": "nothing is known of why.", "hint": "Create it again."}
+        raise DatasetInvalidError(
+            f"Dataset {dataset.id} could not be checked: {error['message']} {error['hint']}".rstrip(),
+            errors=[fault(pointer, "dataset_invalid", f"the dataset's check failed: {error['message']}")],
         )
     return dataset
 

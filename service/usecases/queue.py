@@ -1,4 +1,4 @@
-"""When a queued job will probably start."""
+"""When a job that waits will probably start, and why it does not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from service.shared.db.repositories.queue import with_newest
+from service.shared.queue import Task
 from service.shared.states import JobState
 from service.usecases.quotas import holds
 
@@ -23,9 +24,10 @@ GPU = "gpu"
 
 @dataclass(frozen=True)
 class Place:
-    """A queued job's place. `estimated_start_at` is to the minute; None where nothing is known to judge by."""
+    """The place of a job that waits. `estimated_start_at` is to the minute; None where nothing is known to judge by."""
 
-    jobs_ahead: int
+    jobs_ahead: int | None
+    """None until it is queued."""
     estimated_start_at: datetime | None
     reason: str | None
     """Why it will not start as things are."""
@@ -53,14 +55,27 @@ def outlook(unit: UnitOfWork, settings: Settings) -> Outlook:
 
 
 def places(unit: UnitOfWork, settings: Settings, jobs: Sequence[Job], known: Outlook | None = None) -> dict[str, Place]:
-    """Places of those of the jobs that are queued, by id; the same few statements for one as for many.
+    """Places of those of the jobs that wait, by id; the same few statements for one as for many.
 
     Args:
         known: the outlook, from a moment ago, with these jobs in it; None: it is looked up.
     """
     queued = [job for job in jobs if job.state is JobState.QUEUED]
-    if not queued:
-        return {}
+    unchecked = [job for job in jobs if job.state is JobState.VALIDATING_FILES]
+    found = _queued_places(unit, settings, queued, known) if queued else {}
+    return found | _unchecked_places(unit, settings, unchecked) if unchecked else found
+
+
+def _unchecked_places(unit: UnitOfWork, settings: Settings, unchecked: Sequence[Job]) -> dict[str, Place]:
+    """Of jobs that wait for a dataset's check."""
+    is_checked = unit.workers.count_alive(Task.INGEST.queue, within_s=settings.lease_timeout_s) > 0
+    reason = None if is_checked else "no worker that checks datasets is running"
+    return {job.id: Place(None, None, reason) for job in unchecked}
+
+
+def _queued_places(
+    unit: UnitOfWork, settings: Settings, queued: Sequence[Job], known: Outlook | None
+) -> dict[str, Place]:
     known = known or outlook(unit, settings)
     running, sizes, usual_s = known.running, known.sizes, known.usual_s
     ahead = unit.queue.jobs_ahead(queued, running, known.lines)

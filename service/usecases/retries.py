@@ -37,10 +37,17 @@ INHERITED = (
 )
 
 
-def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
+def retry_job(
+    unit: UnitOfWork,
+    job_id: str,
+    *,
+    from_scratch: bool,
+    max_runtime_s: int | None = None,
+    max_attempts: int | None = None,
+) -> Job:
     """A new job like one that failed or was cancelled, going on from its last good checkpoint unless `from_scratch`.
 
-    Where it left none, from that of the job that it was itself to go on from.
+    Where it left none, from that of the job that it was itself to go on from. A limit that is None stays as it was.
 
     Raises:
         NotFoundError: if there is no such job.
@@ -55,13 +62,15 @@ def retry_job(unit: UnitOfWork, job_id: str, *, from_scratch: bool) -> Job:
     ended = unit.jobs.get(job_id, lock=True, shared=True)
     check_allowed(ended, JobAction.RETRY)
     checkpoint = None if from_scratch else _last_checkpoint(unit, ended)
+    inherited = {name: getattr(ended, name) for name in INHERITED}
+    limits = {"max_runtime_s": max_runtime_s, "max_attempts": max_attempts}
     job = Job(
         id=new_id("job"),
         retry_of=ended.id,
         resumes_from=None if checkpoint is None else checkpoint.job_id,
         origin=present_origin(),
         resolved={name: value for name, value in ended.resolved.items() if name != "run"},
-        **{name: getattr(ended, name) for name in INHERITED},
+        **inherited | {name: limit for name, limit in limits.items() if limit is not None},
     )
     if checkpoint is None:
         where, data = "training begins anew", {}

@@ -67,8 +67,8 @@ def test_a_run_of_this_machine_becomes_a_job_of_the_service(api: Api, run: Run, 
     assert "possible  " in shown.stdout
     for action, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
         assert f"status    {state}\n" in run("jobs", action, job["id"]).stdout
-    retried = json.loads(run("jobs", "retry", job["id"], "--json").stdout)
-    assert retried["retry_of"] == job["id"]
+    retried = json.loads(run("jobs", "retry", job["id"], "--max-runtime-s", "600", "--json").stdout)
+    assert (retried["retry_of"], retried["limits"]["max_runtime_s"]) == (job["id"], 600)
     assert run("jobs", "cancel", retried["id"]).exit_code == 0
     assert run("jobs", "delete", retried["id"]).exit_code == 0
     assert run("jobs", "show", retried["id"]).exit_code == 2

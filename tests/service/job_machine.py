@@ -354,11 +354,13 @@ class Steps(RuleBasedStateMachine):
 
     def end_check(self, dataset: ModelDataset, outcome: str) -> None:
         state = DatasetState.PROCESSING if outcome == "again" else DatasetState(outcome)
-        error = None if outcome in ("ready", "invalid") else {"code": "internal"}
+        failure = {"code": "internal", "message": "It broke.", "hint": "", "retryable": outcome == "again"}
+        error = None if outcome in ("ready", "invalid") else failure
         with self.database.write() as unit:
             ended = unit.datasets.finish(dataset.id, dataset.epoch, state, report={}, error=error)
             if ended.state is not DatasetState.PROCESSING:
-                for job_id in unit.jobs.release_waiting(dataset.id, valid=ended.state is DatasetState.READY):
+                valid = ended.state is DatasetState.READY
+                for job_id in unit.jobs.release_waiting(dataset.id, valid=valid, error=ended.error):
                     unit.ring_after_commit(Task.TRAIN, job_id)
         if outcome == "again":
             self.check_lost(dataset)

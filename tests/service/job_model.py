@@ -119,7 +119,7 @@ def acted(job: ModelJob, action: str) -> str | None:
             return None
         return "cancelling" if state in LEASED else "cancelled"
     if action == "stop":
-        if job.request == "stop":
+        if job.request == "stop" or state == "succeeded":
             return "nothing"
         return "request" if state == "running" else None
     if action == "pause":

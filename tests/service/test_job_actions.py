@@ -54,7 +54,7 @@ LEADS: dict[JobAction, dict[JobState, JobState]] = {
         S.CANCELLING: S.CANCELLING,
         S.CANCELLED: S.CANCELLED,
     },
-    JobAction.STOP: {S.RUNNING: S.RUNNING},
+    JobAction.STOP: {S.RUNNING: S.RUNNING, S.SUCCEEDED: S.SUCCEEDED},
     JobAction.PAUSE: {S.QUEUED: S.PAUSED, S.PAUSED: S.PAUSED, S.RUNNING: S.PAUSING, S.PAUSING: S.PAUSING},
     JobAction.RESUME: {S.PAUSED: S.QUEUED},
     JobAction.RETRY: {S.FAILED: S.QUEUED, S.CANCELLED: S.QUEUED},
@@ -101,13 +101,18 @@ def test_every_action_in_every_state(database: Database) -> None:
         else:
             with pytest.raises(StateConflictError, match=f"is {state}") as refusal:
                 take(database, action, job_id)
-            assert all(possible in refusal.value.message for possible in allowed_actions(state))
+            leads_on = [each for each in allowed_actions(state) if each is not JobAction.DELETE]
+            assert all(each in refusal.value.message for each in leads_on)
+            assert JobAction.DELETE not in refusal.value.message.replace("delete is not possible", "")
+            hint = action is JobAction.RETRY and state is S.SUCCEEDED
+            assert ("clone" in refusal.value.message) is hint
             assert read(database, job_id).last_event_seq == before
 
 
 def test_the_table_of_actions_says_where_each_changes_something() -> None:
     for action, leads in LEADS.items():
-        assert ACTIONS[action] == {s for s, goal in leads.items() if s is not goal or action is JobAction.STOP}
+        in_place = S.RUNNING if action is JobAction.STOP else None  # it leaves a request there
+        assert ACTIONS[action] == {s for s, goal in leads.items() if s is not goal or s is in_place}
 
 
 @pytest.mark.parametrize("action", [a for a in JobAction if a not in ("retry", "delete")])
@@ -326,8 +331,18 @@ def test_a_patch_changes_what_it_names_and_says_so(api: Api) -> None:
     for unchanged in ({}, {"name": "new"}, {"metadata": {"nope": None}}):
         assert api.client.patch(url, json=unchanged).headers["etag"] == response.headers["etag"]
     assert api.client.patch(url, json={"tags": []}).json()["tags"] == []
-    messages = [event["message"] for event in api.client.get(f"{url}/events").json()["data"]]
-    assert messages[1:] == ["Changed: metadata, name, priority", "Changed: tags"]
+    events = api.client.get(f"{url}/events").json()["data"]
+    assert [event["message"] for event in events[1:]] == ["Changed: metadata, name, priority", "Changed: tags"]
+    assert [event["data"] for event in events[1:]] == [
+        {
+            "changed": {
+                "metadata": {"from": {"ticket": "A-1", "old": "x"}, "to": {"ticket": "A-1", "team": "b"}},
+                "name": {"from": "pallets-v1", "to": "new"},
+                "priority": {"from": 10, "to": 90},
+            }
+        },
+        {"changed": {"tags": {"from": ["a"], "to": []}}},
+    ]
     job_id = job["id"]
     for query, found in (("metadata[team]=b", [job_id]), ("metadata[old]=x", []), ("tag=a", [])):
         assert [each["id"] for each in api.client.get(f"/v1/jobs?{query}").json()["data"]] == found

@@ -7,13 +7,16 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
+from service.shared.db.repositories.events import NewEvent
 from service.shared.queue import Task
 from service.shared.settings import Settings
 from service.shared.states import DatasetState, JobState
-from tests.service.conftest import Api, add_dataset, assert_problem, body, served
+from tests.service.conftest import Api, add_dataset, add_job, assert_problem, body, served
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from service.shared.unit_of_work import Database
 
 
 def create(api: Api, **values: Any) -> dict[str, Any]:
@@ -58,6 +61,21 @@ def test_a_created_job_is_queued_rung_and_shows_every_value_as_used(api: Api) ->
     assert api.client.get(f"/jobs/{job['id']}").json() == job
 
 
+def test_paths_of_a_worker_that_an_earlier_release_stored_are_not_shown(database: Database, settings: Settings) -> None:
+    run = {"config": {"output": {"dir": "/w/run", "project": "p"}}, "trainable_percent": 0.5}
+    job_id = add_job(database, resolved={"config": {}, "run": run})
+    with database.write() as unit:
+        claimed = unit.jobs.claim("w-1")
+        assert claimed is not None
+        unit.events.append(job_id, claimed.epoch, [NewEvent("resolved", "", run)])
+    with served(settings) as api:
+        read = api.client.get(f"/v1/jobs/{job_id}").json()
+        event = api.client.get(f"/v1/jobs/{job_id}/events").json()["data"][-1]
+    assert (
+        read["resolved"]["run"] == {"config": {"output": {"project": "p"}}, "trainable_percent": 0.5} == event["data"]
+    )
+
+
 def test_a_job_is_accepted_while_the_broker_is_down(api: Api) -> None:
     api.queue.down = True
     assert create(api)["status"] == "queued"
@@ -69,10 +87,53 @@ def test_a_job_on_an_unchecked_dataset_waits_for_it(api: Api) -> None:
     assert not api.queue.rings
 
 
+def test_a_job_whose_dataset_nobody_checks_says_so_until_somebody_does(database: Database, settings: Settings) -> None:
+    unchecked = add_dataset(database, DatasetState.PROCESSING)
+    with served(settings) as api:
+        url = create(api, dataset_id=unchecked)["urls"]["self"]
+        reason = "no worker that checks datasets is running"
+        silent = {"jobs_ahead": None, "estimated_start_at": None, "reason": reason}
+        with api.database.write() as unit:
+            unit.workers.beat("w-1", kind="gpu", host="h", pid=1, device=None)
+        assert api.client.get(url).json()["queue"] == silent
+        with api.database.write() as unit:
+            unit.workers.beat("w-2", kind="cpu", host="h", pid=2, device=None)
+        assert api.client.get(url).json()["queue"] == silent | {"reason": None}
+        api.clock.advance(settings.lease_timeout_s + 1)
+        assert api.client.get(url).json()["queue"] == silent
+        assert [job["queue"] for job in api.client.get("/v1/jobs").json()["data"]] == [silent]
+
+
+def test_a_jobs_urls_lead_somewhere(api: Api) -> None:
+    urls = create(api)["urls"]
+    assert urls["html"].startswith("/ui/jobs/")
+    assert "<html" in api.client.get(urls["html"]).text
+    for name, url in urls.items():
+        if "stream" in name:
+            with api.client.stream("GET", url) as response:
+                assert response.headers["content-type"].startswith("text/event-stream")
+        elif name not in ("evaluation", "report", "samples"):  # of which there are none before it trains
+            assert api.client.get(url).status_code == 200, url
+
+
 @pytest.mark.parametrize("state", [DatasetState.INVALID, DatasetState.FAILED])
 def test_a_job_on_a_bad_dataset_is_refused(api: Api, state: DatasetState) -> None:
     response = api.client.post("/v1/jobs", json=body(dataset_id=add_dataset(api.database, state)))
     assert assert_problem(response, 422, "dataset_invalid")["errors"][0]["pointer"] == "/dataset_id"
+
+
+def test_a_dataset_that_could_not_be_checked_is_refused_with_the_reason(database: Database, settings: Settings) -> None:
+    error = {"code": "source_unavailable", "message": "There is no bucket.", "hint": "Name one.", "retryable": False}
+    failed, invalid = (add_dataset(database, state) for state in (DatasetState.FAILED, DatasetState.INVALID))
+    with database.write() as unit:
+        unit.datasets.get(failed).error = error
+    with served(settings) as api:
+        detail, other = (
+            assert_problem(api.client.post("/v1/jobs", json=body(dataset_id=each)), 422, "dataset_invalid")["detail"]
+            for each in (failed, invalid)
+        )
+    assert detail == f"Dataset {failed} could not be checked: There is no bucket. Name one."
+    assert f"/v1/datasets/{invalid}/validation" in other
 
 
 def test_the_official_base_needs_weights_on_the_server(api: Api, tmp_path: Path) -> None:
@@ -140,6 +201,32 @@ def test_each_wrong_value_is_named_by_its_pointer(api: Api, values: dict[str, An
     problem = assert_problem(api.client.post("/v1/jobs", json=sent), 422, "invalid_request")
     assert pointer in [fault["pointer"] for fault in problem["errors"]]
     assert count_jobs(api) == 0
+
+
+def test_everything_that_is_wrong_is_told_at_once(database: Database, settings: Settings) -> None:
+    invalid = add_dataset(database, DatasetState.INVALID)
+    wrong = body(
+        dataset_id="ds_nope",
+        validation_dataset_id=invalid,
+        init_from={"job_id": "job_nope"},
+        base_model="sam3",
+        seed=1,
+        config={"training": {"seed": 2}},
+    )
+    expected = [
+        ("/base_model", "base_model_unavailable"),
+        ("/dataset_id", "dataset_not_found"),
+        ("/validation_dataset_id", "dataset_invalid"),
+        ("/init_from", "job_not_found"),
+        ("/seed", "conflicting_seed"),
+    ]
+    with served(settings) as api:
+        for path in ("/v1/jobs", "/v1/jobs/estimate"):
+            problem = assert_problem(api.client.post(path, json=wrong), 422, "invalid_request")
+            assert [(fault["pointer"], fault["code"]) for fault in problem["errors"]] == expected
+            assert all(text in problem["detail"] for text in ("'ds_nope'", invalid, "'job_nope'", "SAM3_CHECKPOINT"))
+        alone = api.client.post("/v1/jobs", json=body(dataset_id=invalid))
+        assert_problem(alone, 422, "dataset_invalid")  # the only fault keeps its code
 
 
 def test_an_unknown_key_names_the_nearest_known_one(api: Api) -> None:

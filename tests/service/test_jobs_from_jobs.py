@@ -98,6 +98,21 @@ def test_a_retry_from_scratch_needs_to_be_asked_for(api: Api) -> None:
     assert_problem(response, 415, "unsupported_media_type")
 
 
+def test_a_retry_may_have_other_limits_and_still_goes_on(api: Api) -> None:
+    old = create(api, limits={"max_runtime_s": 600, "max_attempts": 5})
+    finish(api, old["id"], JobState.FAILED, ("epoch", 10))
+    for limits, found in (
+        ({}, {"max_runtime_s": 600, "max_attempts": 5}),
+        ({"max_runtime_s": 1200, "max_attempts": None}, {"max_runtime_s": 1200, "max_attempts": 5}),
+        ({"max_attempts": 1}, {"max_runtime_s": 600, "max_attempts": 1}),
+    ):
+        new = retry(api, old["id"], json={"limits": limits})
+        assert (new["limits"], new["resumes_from"]) == (found, old["id"])
+    for wrong in ({"max_runtime_s": 59}, {"max_attempts": 21}, {"max_runtime": 600}, None):
+        response = api.client.post(f"/v1/jobs/{old['id']}/retry", json={"limits": wrong})
+        assert assert_problem(response, 422, "invalid_request")["errors"][0]["pointer"].startswith("/limits")
+
+
 def test_a_retry_of_a_retry_that_never_ran_goes_on_from_the_first(api: Api) -> None:
     first = create(api)
     finish(api, first["id"], JobState.FAILED, ("epoch", 10))
@@ -256,6 +271,18 @@ def test_what_does_not_fit_the_earlier_adapter_is_named(
     sent = body(dataset_id=add_dataset(api.database), init_from=trained[1][0]) | values
     problem = assert_problem(api.client.post("/v1/jobs", json=sent), 422, "invalid_request")
     assert pointer in [fault["pointer"] for fault in problem["errors"]]
+
+
+@pytest.mark.parametrize("is_object", [True, False])
+@pytest.mark.parametrize(("another", "text"), [("job_1", '{"job_id": "job_1"}'), ("model_1", "`job_id` of the model")])
+def test_another_id_than_a_checkpoints_is_told_where_it_belongs(
+    api: Api, is_object: bool, another: str, text: str
+) -> None:
+    given = {"checkpoint_id": another} if is_object else another
+    sent = body(dataset_id=add_dataset(api.database), init_from=given)
+    [found] = assert_problem(api.client.post("/v1/jobs", json=sent), 422, "invalid_request")["errors"]
+    assert found["pointer"] == "/init_from/checkpoint_id"
+    assert text in found["message"]
 
 
 def test_a_job_that_may_still_replace_its_checkpoints_is_nothing_to_start_from(api: Api) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
-from service.shared.states import DatasetState
+from service.shared.states import DatasetState, JobState
 from service.shared.webhooks import EventType
 from tests.service.conftest import Api, add_dataset, add_job
 from tests.service.results import add_comparison, add_model, finish_comparison
@@ -55,6 +55,15 @@ def test_a_list_takes_the_same_statements_however_long(api: Api, tmp_path: Path,
                 add_job(api.database, add_dataset(api.database, DatasetState.READY))
         counts.append(statements(api, f"/v1/{listed}?limit={count}", count))
     assert counts[0] == counts[1] <= 12
+
+
+def test_only_jobs_that_wait_for_a_check_ask_who_checks(api: Api) -> None:
+    dataset = add_dataset(api.database, DatasetState.PROCESSING)
+    add_job(api.database)
+    queued = statements(api, "/v1/jobs", 1)
+    for count in (1, 2):
+        add_job(api.database, dataset, state=JobState.VALIDATING_FILES)
+        assert statements(api, "/v1/jobs", 1 + count) == queued + 1
 
 
 def test_children_of_a_job_take_the_same_statements_however_many(api: Api, tmp_path: Path) -> None:

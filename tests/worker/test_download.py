@@ -72,6 +72,7 @@ def fetch(target: Path, server: dict[str, Any], *, host: str = HOST, path: str =
 def refused(target: Path, server: dict[str, Any], **options: Any) -> SourceError:
     with pytest.raises(SourceError) as caught:
         fetch(target, server, **options)
+    assert caught.value.failure.hint
     return caught.value
 
 
@@ -127,7 +128,7 @@ def test_other_answers_are_named(tmp_path: Path, status: int, retryable: bool, t
 
     with https_server(answer) as server:
         error = refused(tmp_path / "a", server)
-    assert text in str(error)
+    assert text in f"{error} {error.failure.hint}"
     assert error.failure.retryable is retryable
 
 

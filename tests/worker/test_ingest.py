@@ -139,6 +139,7 @@ def test_an_archive_is_copied_and_its_hash_checked(
     assert failed.state is DatasetState.FAILED
     assert failed.error is not None
     assert (failed.error["code"], failed.error["retryable"]) == ("sha256_mismatch", False)
+    assert "with that sha256" in failed.error["hint"]
     assert len([key for key in storage.list("datasets") if key.endswith("/archive")]) == 1
 
 
@@ -195,6 +196,7 @@ def test_paths_that_are_not_read(
     assert dataset.error is not None
     assert (dataset.state, dataset.error["code"]) == (DatasetState.FAILED, code)
     assert text in dataset.error["message"]
+    assert dataset.error["hint"]
     assert storage.list("datasets") == []
 
 
@@ -263,15 +265,20 @@ def test_a_passing_failure_is_tried_again_and_then_said(
 
     def unavailable(*_: Any, **__: Any) -> None:
         tries.append(1)
-        raise sources.SourceError("source_unavailable", "data.example.org answered with status 503.", retryable=True)
+        raise sources.SourceError("source_unavailable", "status 503.", "Wait.", retryable=True)
 
     monkeypatch.setattr(sources, "download", unavailable)
     dataset_id = add_source(database, type="uri", uri=f"https://{HOST}/a.zip")
+    job_id = add_job(database, dataset_id, state=JobState.VALIDATING_FILES)
     while read(database, dataset_id).state is DatasetState.PROCESSING:
         run(dataset_uri_hosts=(HOST,))
     dataset = read(database, dataset_id)
     assert dataset.error is not None
     assert (dataset.state, dataset.error["code"], len(tries)) == (DatasetState.FAILED, "source_unavailable", 3)
+    waiting = job_of(database, job_id).error
+    assert waiting is not None
+    assert (waiting["code"], waiting["hint"]) == ("dataset_invalid", "Wait.")
+    assert waiting["message"].endswith("could not be checked: status 503.")
 
 
 def test_what_a_deleted_dataset_had_fetched_does_not_stay(

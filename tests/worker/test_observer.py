@@ -100,6 +100,20 @@ def test_state_of_the_job_follows(database: Database, job: Job, observer: Observ
     assert after.progress["percent"] == 20
 
 
+@both_databases
+def test_what_was_resolved_is_stored_without_the_workers_paths(
+    database: Database, job: Job, observer: Observer
+) -> None:
+    config = {"model": {"base": "sam3", "checkpoint": "/w/sam3.pt"}, "output": {"dir": "/w/run", "tensorboard": True}}
+    observer(Event(EventType.RESOLVED, "3 modules adapted", {"config": config, "trainable_parameters": 7}))
+    observer.flush()
+    kept = {"model": {"base": "sam3"}, "output": {"tensorboard": True}}
+    assert job_of(database, job.id).resolved["run"] == {"config": kept, "trainable_parameters": 7}
+    with database.read() as unit:
+        [event] = [event for event in unit.events.list(job.id) if event.type == EventType.RESOLVED]
+    assert event.data["config"] == kept
+
+
 def test_what_the_trainer_takes_of_the_machine_is_noted_now_and_then(
     database: Database, job: Job, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -419,6 +419,7 @@ def test_drain_puts_the_job_back_at_once_without_counting_it(rig: Rig) -> None:
 def test_runtime_limit_counts_all_attempts(rig: Rig) -> None:
     job = rig.run(trainers.CONTRACT + "\ntrain(1000, 0.4)", max_runtime_s=1)
     assert (job.state, job.error["code"]) == (JobState.FAILED, "time_limit")
+    assert "retry it with a higher limits.max_runtime_s" in job.error["hint"].lower()
 
 
 def test_memory_limit_is_the_end_of_the_job(rig: Rig) -> None:

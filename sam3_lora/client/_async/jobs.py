@@ -155,9 +155,13 @@ class AsyncJob(schemas.Job, AsyncResource):
         body = {key: value for key, value in changes.items() if value is not None}
         return self._take(await self._transport.json("PATCH", self._path, json=body))
 
-    async def retry(self, *, from_scratch: bool = False) -> AsyncJob:
-        """A new job that goes on from the last good checkpoint of this one, which failed or was cancelled."""
-        body = {"from_scratch": from_scratch}
+    async def retry(self, *, from_scratch: bool = False, limits: Mapping[str, int] | None = None) -> AsyncJob:
+        """A new job that goes on from the last good checkpoint of this one, which failed or was cancelled.
+
+        Args:
+            limits: those that are to be different, e.g. `{"max_runtime_s": 172800}` after a `time_limit`.
+        """
+        body = {"from_scratch": from_scratch, "limits": dict(limits or {})}
         return AsyncJob.made(self._transport, await self._transport.json("POST", f"{self._path}/retry", json=body))
 
     async def clone(self, **overrides: Any) -> AsyncJob:

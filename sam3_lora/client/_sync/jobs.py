@@ -155,9 +155,13 @@ class Job(schemas.Job, Resource):
         body = {key: value for key, value in changes.items() if value is not None}
         return self._take(self._transport.json("PATCH", self._path, json=body))
 
-    def retry(self, *, from_scratch: bool = False) -> Job:
-        """A new job that goes on from the last good checkpoint of this one, which failed or was cancelled."""
-        body = {"from_scratch": from_scratch}
+    def retry(self, *, from_scratch: bool = False, limits: Mapping[str, int] | None = None) -> Job:
+        """A new job that goes on from the last good checkpoint of this one, which failed or was cancelled.
+
+        Args:
+            limits: those that are to be different, e.g. `{"max_runtime_s": 172800}` after a `time_limit`.
+        """
+        body = {"from_scratch": from_scratch, "limits": dict(limits or {})}
         return Job.made(self._transport, self._transport.json("POST", f"{self._path}/retry", json=body))
 
     def clone(self, **overrides: Any) -> Job:

@@ -36,7 +36,10 @@ def cancel_job(unit: WriteUnit, found: AppServices, job_id: JobId) -> JobRead:
 
 @router.post("/stop", **ACTED)
 def stop_job(unit: WriteUnit, found: AppServices, job_id: JobId) -> JobRead:
-    """End a running job early and well: it finishes its step, evaluates, saves and succeeds."""
+    """End a running job early and well: it finishes its step, evaluates, saves and succeeds.
+
+    Repeating it, also once the job has succeeded, changes nothing.
+    """
     return read_job(unit, found.settings, actions.stop_job(unit, job_id))
 
 
@@ -62,11 +65,13 @@ def retry_job(
 ) -> Response:
     """Make a new job of one that failed or was cancelled, going on from its last good checkpoint.
 
-    The new job has the same configuration, and `retry_of` names the old one.
+    The new job has the same configuration, and `retry_of` names the old one. After a `time_limit`, give a higher
+    `limits.max_runtime_s`: its time counts anew.
     """
 
     def make() -> Answer:
-        job = retries.retry_job(unit, job_id, from_scratch=body.from_scratch)
+        limits = body.limits.model_dump(exclude_none=True)
+        job = retries.retry_job(unit, job_id, from_scratch=body.from_scratch, **limits)
         read = read_job(unit, found.settings, job)
         return Answer(read.urls.self, read.model_dump(mode="json"))
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from sam3_lora.events import Level
+from sam3_lora.config import without_paths
+from sam3_lora.events import EventType, Level
 from service.api.schemas.lists import Read, Separated
 from service.shared.db.models import JobEvent
 
@@ -43,7 +44,8 @@ class EventRead(Read):
     """The attempt in which it happened; 0 before the first."""
     created_at: datetime
     type: str
-    """status, phase, resolved, message, checkpoint, evaluation, result, error; new types may be added."""
+    """status, phase, resolved, message, checkpoint, evaluation, artifact, result, error; new types may be added. An
+    `artifact` is a file or folder of the run that can be fetched from now on: `data.place`, such as `report.json`."""
     level: str
     """info, warning or error."""
     message: str
@@ -72,5 +74,10 @@ def event_read(event: JobEvent) -> EventRead:
         type=event.type,
         level=event.level,
         message=event.message,
-        data=event.data,
+        data=data_of(event),
     )
+
+
+def data_of(event: JobEvent) -> dict[str, Any]:
+    # Workers of earlier releases stored what the trainer reported as it was.
+    return without_paths(event.data) if event.type == EventType.RESOLVED else event.data

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from sam3_lora.config import BaseName, JobConfig, Section
+from sam3_lora.config import BaseName, JobConfig, Section, without_paths
 from service.api.schemas.lists import Read
 from service.shared.db.models import Job
 from service.shared.db.models.base import DEFAULT_PROJECT
@@ -26,12 +26,16 @@ Project = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", exa
 Priority = Annotated[int, Field(ge=0, le=100)]
 
 
+MaxRuntime = Annotated[int, Field(ge=60, le=30 * 86400)]
+MaxAttempts = Annotated[int, Field(ge=1, le=20)]
+
+
 class JobLimits(Section):
     """Bounds after which a job ends on its own."""
 
-    max_runtime_s: int = Field(86400, ge=60, le=30 * 86400)
+    max_runtime_s: MaxRuntime = 86400
     """Seconds that its attempts may run, all together."""
-    max_attempts: int = Field(3, ge=1, le=20)
+    max_attempts: MaxAttempts = 3
     """Attempts, if workers are lost or fail for a passing reason."""
 
 
@@ -42,10 +46,19 @@ class JobResources(Section):
     """GPUs of one worker, which train together: a step takes `config.training.batch_size` images on each."""
 
 
+def _no_other_id(checkpoint_id: str | None) -> str | None:
+    kind = (checkpoint_id or "").partition("_")[0]
+    if kind == "job":
+        raise ValueError(f'this is a job: give {{"job_id": "{checkpoint_id}"}} for its best checkpoint')
+    if kind == "model":
+        raise ValueError('this is a model: give {"job_id": ...} with the `job_id` of the model')
+    return checkpoint_id
+
+
 class InitFrom(Section):
     """An earlier adapter; give one of the two."""
 
-    checkpoint_id: str | None = Field(None, min_length=1, max_length=64)
+    checkpoint_id: Annotated[str | None, AfterValidator(_no_other_id)] = Field(None, min_length=1, max_length=64)
     """This checkpoint."""
     job_id: str | None = Field(None, min_length=1, max_length=64)
     """The best checkpoint of this job."""
@@ -118,11 +131,22 @@ class JobPatch(Section):
     """Higher runs earlier; counts from the next time that the job waits in the queue."""
 
 
+class RetryLimits(Section):
+    """Bounds of a retry; what is omitted or null is as for the job that has ended."""
+
+    max_runtime_s: MaxRuntime | None = None
+    """Seconds that the attempts of the new job may run, all together."""
+    max_attempts: MaxAttempts | None = None
+    """Attempts of the new job, if workers are lost or fail for a passing reason."""
+
+
 class JobRetry(Section):
     """How to retry."""
 
     from_scratch: bool = False
     """Train from the beginning instead of going on from the last good checkpoint."""
+    limits: RetryLimits = Field(RetryLimits(), examples=[{"max_runtime_s": 172800}])
+    """What is to be different about the limits, as after a `time_limit`."""
 
 
 class JobClone(Section):
@@ -133,13 +157,26 @@ class JobClone(Section):
 
 
 class Progress(Read, extra="allow"):
+    """How far it is, as its trainer last reported."""
+
     percent: int | float | None = None
+    """Of its steps."""
     epoch: int | float | None = None
+    """Counts from 1."""
     epochs: int | float | None = None
     step: int | float | None = None
     steps: int | float | None = None
+    loss: int | float | None = None
+    """Of the last step; null before the first, and where it was not finite."""
     eta_s: int | float | None = None
+    """Seconds of training that are left, by the speed of the last steps; what is evaluated meanwhile comes on top. null
+    before the first step."""
     images_per_s: int | float | None = None
+    """Images trained on in a second of training; null before the first step."""
+    images_done: int | float | None = None
+    """While the model is asked about images, as in `evaluating`: those it was asked about."""
+    images_total: int | float | None = None
+    """All that it will be asked about then."""
     updated_at: datetime | None = None
 
 
@@ -150,8 +187,8 @@ class QueuePosition(Read):
     estimated_start_at: datetime | None
     """To the minute, from the living workers, what they are doing and how long jobs took; null without such a basis."""
     reason: str | None
-    """Why it will not start as things are: no living worker has its GPUs, or the project's quota has no room; null
-    otherwise."""
+    """Why it will not start as things are: no living worker checks its datasets or has its GPUs, or the project's quota
+    has no room; null otherwise."""
 
 
 class JobWorker(Read):
@@ -178,10 +215,15 @@ class Usage(Read):
 
 class JobUrls(Read):
     self: str
+    html: str
+    """The job's page, for people."""
     events: str
     stream: str
+    """Events as they come (SSE)."""
     metrics: str
     logs: str
+    logs_stream: str
+    """The log as it is written (SSE)."""
     checkpoints: str
     attempts: str
     evaluation: str
@@ -237,7 +279,8 @@ class JobRead(Read):
     worker: JobWorker | None
     """The worker that has it now."""
     best: dict[str, Any] | None
-    """The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`."""
+    """The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`. `metric` is named as in
+    `config.evaluation.metric`: without the `val/` that it has among the metrics."""
     result: dict[str, Any] | None
     error: JobFailure | None
     usage: Usage
@@ -307,7 +350,7 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         sweep_id=job.sweep_id,
         trial=job.trial,
         config=job.config,
-        resolved=job.resolved,
+        resolved=_resolved(job.resolved),
         seed=job.seed,
         resources=JobResources(gpus=job.gpus),
         priority=job.priority,
@@ -335,10 +378,12 @@ def job_read(job: Job, place: Place | None) -> JobRead:
         finished_at=job.finished_at,
         urls=JobUrls(
             self=url,
+            html=f"/ui/jobs/{job.id}",
             events=f"{url}/events",
             stream=f"{url}/events/stream",
             metrics=f"{url}/metrics",
             logs=f"{url}/logs",
+            logs_stream=f"{url}/logs/stream",
             checkpoints=f"{url}/checkpoints",
             attempts=f"{url}/attempts",
             evaluation=f"{url}/evaluation",
@@ -347,6 +392,11 @@ def job_read(job: Job, place: Place | None) -> JobRead:
             dataset=f"/v1/datasets/{job.dataset_id}",
         ),
     )
+
+
+def _resolved(resolved: dict[str, Any]) -> dict[str, Any]:
+    # Workers of earlier releases stored what the trainer reported as it was.
+    return resolved | {"run": without_paths(resolved["run"])} if "run" in resolved else resolved
 
 
 def _running_s(job: Job) -> float:

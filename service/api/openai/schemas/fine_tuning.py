@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sam3_lora.config import BaseName, Float, JobConfig, Section, TrainingConfig
 from service.api.openai.schemas.lists import Cursor, unix
+from service.api.schemas.events import data_of
 from service.api.schemas.job_queries import LabelledQuery
 from service.api.schemas.jobs import (
     InitFromGiven,
@@ -332,7 +333,7 @@ def event_read(event: JobEvent) -> FineTuningEventRead:
         level=level,
         message=message,
         type="metrics" if event.type == "evaluation" else "message",
-        data=event.data,
+        data=data_of(event),
         native=NativeEvent(type=event.type, seq=event.seq, attempt=event.attempt),
     )
 

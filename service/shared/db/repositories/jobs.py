@@ -301,20 +301,23 @@ class JobRepository:
             job.resolved = job.resolved | {name: found.get(str(id_), "") for name, id_ in missing.items()}
             self._session.flush()
 
-    def release_waiting(self, dataset_id: str, *, valid: bool) -> Sequence[str]:
-        """Move the jobs that wait for a dataset's check alone to `queued`, or all to `failed`; the ids now queued."""
+    def release_waiting(self, dataset_id: str, *, valid: bool, error: Mapping[str, Any] | None = None) -> Sequence[str]:
+        """Move the jobs that wait for a dataset's check alone to `queued`, or all to `failed`; the ids now queued.
+
+        Args:
+            error: the dataset's, whose check itself failed: there is no report that would tell why.
+        """
         waiting = (_uses(dataset_id), Job.state == JobState.VALIDATING_FILES)
         # The rows are locked first: of two datasets that become ready at once, the later one sees the earlier.
         self._session.execute(select(Job.id).where(*waiting).order_by(Job.id).with_for_update())
         if not valid:
-            error = {
-                "code": "dataset_invalid",
-                "message": f"Dataset {dataset_id} did not pass its check.",
-                "hint": f"Read /v1/datasets/{dataset_id}/validation, correct the data and upload it again.",
-                "retryable": False,
-                "attempt": 0,
-            }
-            self._move_all(waiting, JobState.FAILED, "Dataset is not valid", {"error": error})
+            if error is None:
+                message = f"Dataset {dataset_id} did not pass its check."
+                hint = f"Read /v1/datasets/{dataset_id}/validation, correct the data and upload it again."
+            else:
+                message, hint = f"Dataset {dataset_id} could not be checked: {error['message']}", error["hint"]
+            failure = {"code": "dataset_invalid", "message": message, "hint": hint, "retryable": False, "attempt": 0}
+            self._move_all(waiting, JobState.FAILED, "Dataset is not valid", {"error": failure})
             return []
         unchecked = select(Dataset.id).where(Dataset.state != DatasetState.READY, Dataset.id != dataset_id)
         still = or_(Job.dataset_id.in_(unchecked), func.coalesce(Job.validation_dataset_id.in_(unchecked), false()))
