@@ -31,7 +31,7 @@ def get_checkpoint(unit: ReadUnit, checkpoint_id: CheckpointId) -> CheckpointRea
 @router.get(
     "/{checkpoint_id}/files/{name}",
     response_class=StreamingResponse,
-    responses=download_responses("application/octet-stream"),
+    responses=download_responses(("application/octet-stream", "application/json")),
 )
 def download_file(
     request: Request,

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from service.api.answers import created
+from service.api.answers import created, created_responses
 from service.api.archives import checked_name, form_body, receive_archive
 from service.api.bodies import is_json, parse_json, read_json_body, validated
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
 from service.api.errors import problem_responses
 from service.api.forms import FormFile
+from service.api.response_headers import headers as described
 from service.api.schemas.datasets import (
     DatasetCreate,
     DatasetPreview,
@@ -47,7 +48,7 @@ CREATE_BODY = {
     "",
     status_code=201,
     response_model=DatasetRead,
-    responses=problem_responses(400, 403, 408, 413, 415, 422, 503, 507),
+    responses={**created_responses("Retry-After"), **problem_responses(400, 403, 408, 413, 415, 422, 503, 507)},
     openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_dataset(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:
@@ -103,8 +104,11 @@ def list_preview(
     "/{dataset_id}/preview/{number}",
     response_class=Response,
     responses={
-        200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
-        304: {"description": "Not modified"},
+        200: {
+            "content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": described("ETag", "Cache-Control"),
+        },
+        304: {"description": "Not modified", "headers": described("ETag", "Cache-Control")},
         **problem_responses(404, 422, 503),
     },
 )

@@ -62,7 +62,11 @@ def download_evaluation(
 
 
 @router.head("/{job_id}/report", include_in_schema=False)
-@router.get("/{job_id}/report", response_class=StreamingResponse, responses=download_responses("text/html"))
+@router.get(
+    "/{job_id}/report",
+    response_class=StreamingResponse,
+    responses=download_responses(("text/html", "application/json")),
+)
 def download_report(
     request: Request,
     unit: ReadUnit,

@@ -12,6 +12,7 @@ from service.api.conditional import Conditions, UnsatisfiableRangeError, Version
 from service.api.deps import AppServices, JobId, ReadUnit
 from service.api.errors import problem, problem_responses
 from service.api.negotiation import preferred
+from service.api.response_headers import headers as described
 from service.api.schemas.logs import LogPiece, LogRead
 from service.shared.db.models import Job
 from service.shared.errors import InvalidRequestError, fault
@@ -34,9 +35,17 @@ TEXT, JSON = "text/plain", "application/json"
             "description": "The log",
             "model": LogRead,
             "content": {TEXT: {"schema": {"type": "string"}}},
+            "headers": described("ETag", "Accept-Ranges", "Cache-Control", "Vary"),
         },
-        206: {"description": "The requested range"},
-        304: {"description": "Not modified"},
+        206: {
+            "description": "The requested range",
+            "content": {TEXT: {"schema": {"type": "string"}}},
+            "headers": described("ETag", "Accept-Ranges", "Cache-Control", "Vary", "Content-Range"),
+        },
+        304: {
+            "description": "Not modified",
+            "headers": described("ETag", "Accept-Ranges", "Cache-Control", "Vary"),
+        },
         **problem_responses(404, 416, 422, 503),
     },
 )

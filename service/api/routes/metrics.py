@@ -7,6 +7,7 @@ from fastapi import APIRouter, Header, Query, Response
 from service.api.deps import JobId, ReadUnit
 from service.api.errors import problem_responses
 from service.api.negotiation import preferred
+from service.api.response_headers import headers as described
 from service.api.schemas.metrics import MetricsQuery, MetricsRead, metrics_csv, metrics_read
 from service.usecases.metrics import read_metrics
 
@@ -21,7 +22,10 @@ FORMATS = {"json": JSON, "csv": CSV}
     "",
     response_model=MetricsRead,
     responses={
-        200: {"content": {CSV: {"schema": {"type": "string"}}}},
+        200: {
+            "content": {CSV: {"schema": {"type": "string"}}},
+            "headers": described("Vary", "Content-Disposition"),
+        },
         **problem_responses(404, 422, 503),
     },
 )

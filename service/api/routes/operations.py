@@ -9,6 +9,7 @@ from sam3_lora.version import VERSION
 from service.api.deps import AppServices, ReadUnit, Services
 from service.api.errors import problem_responses
 from service.api.exposition import OPENMETRICS, PLAIN
+from service.api.response_headers import headers
 from service.api.schemas.lists import Read
 from service.api.schemas.operations import QueueRead, WorkerList, queue_read, worker_read
 from service.shared.db.migrate import Schema, schema_of
@@ -83,7 +84,10 @@ def get_queue(unit: ReadUnit, found: AppServices) -> QueueRead:
     "/metrics",
     response_class=Response,
     responses={
-        200: {"content": {PLAIN: {"schema": {"type": "string"}}, OPENMETRICS: {"schema": {"type": "string"}}}},
+        200: {
+            "content": {PLAIN: {"schema": {"type": "string"}}, OPENMETRICS: {"schema": {"type": "string"}}},
+            "headers": headers("Vary"),
+        },
         **problem_responses(403),
     },
 )

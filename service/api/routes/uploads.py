@@ -5,7 +5,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 
-from service.api.answers import created
+from service.api.answers import created, created_responses
 from service.api.bodies import StrictJsonRoute, parse_json, read_json_body, validated
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services
 from service.api.errors import problem_responses
@@ -64,7 +64,7 @@ DIGEST_HEADERS = [
     "",
     status_code=201,
     response_model=UploadRead | OpenAIUploadRead,
-    responses=problem_responses(400, 403, 413, 415, 422, 503),
+    responses={**created_responses(), **problem_responses(400, 403, 413, 415, 422, 503)},
     openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_upload(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:

@@ -1,0 +1,213 @@
+"""The OpenAPI document itself: what it says of every operation is complete, and true as far as the code can tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.api.authentication import PUBLIC
+from service.api.response_headers import HEADERS
+from service.main import create_app
+from service.shared.settings import Settings
+from service.usecases.access import Scope
+from tests.service.conftest import FakeQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi import FastAPI
+
+PROBLEM = "application/problem+json"
+Operation = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    return create_app(Settings(data_dir=tmp_path_factory.mktemp("app")), queue=FakeQueue())
+
+
+@pytest.fixture(scope="module")
+def document(app: FastAPI) -> dict[str, Any]:
+    found: dict[str, Any] = app.openapi()
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[Operation]:
+    """Each with `METHOD /path`."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def is_public(name: str) -> bool:
+    return name.partition(" ")[2] in PUBLIC
+
+
+def find(document: dict[str, Any], name: str) -> dict[str, Any]:
+    method, _, path = name.partition(" ")
+    found: dict[str, Any] = document["paths"][path][method.lower()]
+    return found
+
+
+def resolved(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """What a reference leads to."""
+    while "$ref" in node:
+        found: dict[str, Any] = document
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        node = found
+    return node
+
+
+def response(document: dict[str, Any], name: str, status: int) -> dict[str, Any]:
+    return resolved(document, find(document, name)["responses"][str(status)])
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def test_every_reference_leads_somewhere_and_nothing_shared_is_unused(document: dict[str, Any]) -> None:
+    found = set(references(document))
+    for reference in found:
+        resolved(document, {"$ref": reference})
+    for kind in ("responses", "headers", "schemas"):
+        there = {f"#/components/{kind}/{name}" for name in document["components"][kind]}
+        assert there <= found, kind
+
+
+def test_every_operation_says_which_key_it_takes(document: dict[str, Any], tmp_path_factory: Any) -> None:
+    [scheme] = document["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    settings = Settings(data_dir=tmp_path_factory.mktemp("keys"), require_keys=True)
+    with_keys = create_app(settings, queue=FakeQueue()).openapi()
+    for name, operation in operations(document):
+        if is_public(name):
+            assert operation["security"] == find(with_keys, name)["security"] == [], name
+            continue
+        scope = operation.get("x-required-scope")
+        needed = {"apiKey": [] if scope is None else [scope]}
+        assert operation["security"] == [{}, needed], name
+        assert find(with_keys, name)["security"] == [needed], name
+        assert scope in list(Scope) or name == "GET /me", name
+        if scope is not None:
+            assert f"`{scope}`" in resolved(document, operation["responses"]["403"])["description"], name
+    scopes = {name: operation.get("x-required-scope") for name, operation in operations(document)}
+    assert (scopes["POST /jobs"], scopes["GET /jobs"], scopes["GET /workers"]) == ("write", "read", "admin")
+    assert (scopes["POST /models/{model_id}/predict"], scopes["GET /api_keys"]) == ("predict", "keys")
+
+
+def test_errors_that_any_operation_can_give_are_listed(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        statuses = set(operation["responses"])
+        expected = {"421", "500"}
+        if not is_public(name):
+            expected |= {"401", "429", "503"} if name == "GET /me" else {"401", "403", "429", "503"}
+        if "requestBody" in operation:
+            expected |= {"408"}
+        assert expected <= statuses, name
+        for status, answer in operation["responses"].items():
+            if status >= "400" and (name, status) != ("GET /readyz", "503"):
+                assert answer.keys() == {"$ref"}, (name, status)
+                assert list(resolved(document, answer)["content"]) == [PROBLEM]
+
+
+def test_no_operation_has_two_parameters_of_one_name(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        places = [(each["name"], each["in"]) for each in operation.get("parameters", [])]
+        assert len(places) == len(set(places)), name
+    for name in ("GET /jobs", "GET /fine_tuning/jobs"):
+        [metadata] = [each for each in find(document, name)["parameters"] if each["name"] == "metadata"]
+        assert metadata["style"] == "deepObject"
+
+
+DOWNLOAD = {"ETag", "Last-Modified", "Cache-Control", "Repr-Digest", "Accept-Ranges", "Content-Disposition"}
+CREATED = {"Location", "Idempotent-Replayed", "Retry-After"}
+REVALIDATED = {"ETag", "Last-Modified", "Cache-Control"}
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "headers"),
+    [
+        ("POST /jobs", 201, CREATED),
+        ("POST /jobs/{job_id}/clone", 201, CREATED),
+        ("POST /sweeps", 201, CREATED),
+        ("POST /datasets", 201, CREATED),
+        ("POST /comparisons", 201, CREATED),
+        ("POST /fine_tuning/jobs", 201, CREATED),
+        ("POST /uploads", 201, CREATED - {"Retry-After"}),
+        ("POST /webhook_endpoints", 201, CREATED - {"Retry-After"} | {"Cache-Control"}),
+        ("POST /api_keys", 201, {"Location"}),
+        ("POST /jobs/{job_id}/cancel", 202, set()),
+        ("POST /webhook_deliveries/{delivery_id}/redeliver", 202, {"Location", "Retry-After"}),
+        ("POST /jobs/estimate", 202, {"Retry-After"}),
+        ("GET /models/{model_id}/export", 202, {"Retry-After"}),
+        ("GET /jobs/{job_id}", 200, {"ETag", "Cache-Control", "Retry-After", "Preference-Applied"}),
+        ("GET /jobs/{job_id}", 304, {"ETag", "Cache-Control", "Retry-After", "Preference-Applied"}),
+        ("GET /checkpoints/{checkpoint_id}/archive", 200, DOWNLOAD),
+        ("GET /checkpoints/{checkpoint_id}/archive", 206, DOWNLOAD | {"Content-Range"}),
+        ("GET /checkpoints/{checkpoint_id}/archive", 304, REVALIDATED),
+        ("GET /checkpoints/{checkpoint_id}/archive", 416, {"Content-Range"}),
+        ("GET /jobs/{job_id}/logs", 206, {"ETag", "Accept-Ranges", "Cache-Control", "Vary", "Content-Range"}),
+        ("DELETE /jobs/{job_id}", 409, {"x-should-retry"}),
+        ("GET /jobs", 429, {"Retry-After"}),
+        ("GET /jobs", 503, {"Retry-After"}),
+    ],
+)
+def test_headers_of_answers_are_declared(document: dict[str, Any], name: str, status: int, headers: set[str]) -> None:
+    declared = set(response(document, name, status)["headers"])
+    assert declared == headers | {"X-Request-Id", "RateLimit", "RateLimit-Policy"}
+
+
+def test_the_headers_that_all_answers_have_are_declared(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        for status, answer in operation["responses"].items():
+            declared = set(resolved(document, answer)["headers"])
+            assert "X-Request-Id" in declared, (name, status)
+            counted = not is_public(name) and status not in ("401", "421", "500")
+            assert ({"RateLimit", "RateLimit-Policy"} <= declared) == counted, (name, status)
+    assert "WWW-Authenticate" in document["components"]["responses"]["Problem401"]["headers"]
+    assert all(header["description"] and header["schema"] for header in HEADERS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "kinds"),
+    [
+        ("GET /jobs/{job_id}/report", 200, {"text/html", "application/json"}),
+        ("GET /models/{model_id}/export", 200, {"application/zip", "application/octet-stream"}),
+        ("GET /checkpoints/{checkpoint_id}/files/{name}", 206, {"application/octet-stream", "application/json"}),
+        ("GET /files/{file_id}/content", 200, {"application/octet-stream", "text/csv", "application/zip"}),
+        ("GET /jobs/{job_id}/logs", 206, {"text/plain"}),
+    ],
+)
+def test_every_media_type_is_declared(document: dict[str, Any], name: str, status: int, kinds: set[str]) -> None:
+    assert set(response(document, name, status)["content"]) == kinds
+
+
+def test_changes_may_be_sent_as_merge_patches(document: dict[str, Any]) -> None:
+    bodies = [operation["requestBody"] for name, operation in operations(document) if name.startswith("PATCH ")]
+    assert bodies
+    for body in bodies:
+        assert set(body["content"]) == {"application/json", "application/merge-patch+json"}
+
+
+def test_messages_that_were_sent_lead_to_what_is_known_of_them(document: dict[str, Any]) -> None:
+    for name in ("POST /webhook_endpoints/{endpoint_id}/test", "POST /webhook_deliveries/{delivery_id}/redeliver"):
+        assert "get_webhook_delivery" in response(document, name, 202)["links"], name
+    made = response(document, "POST /webhook_endpoints", 201)["links"]
+    assert {"get_webhook_endpoint", "test_webhook_endpoint", "list_webhook_deliveries"} <= made.keys()
+
+
+def test_the_document_is_answered_under_both_prefixes(app: FastAPI, document: dict[str, Any]) -> None:
+    client = TestClient(app)
+    for path in ("/openapi.json", "/v1/openapi.json"):
+        assert client.get(path).json() == document, path
