@@ -38,10 +38,25 @@ class Adapted(BaseModel):
         extra="allow",
     )
     modules: int
+    """
+    Modules that get an adapter.
+    """
     components: list[str]
+    """
+    Parts of the model that these are in.
+    """
     trainable_parameters: int
+    """
+    Numbers that are trained.
+    """
     total_parameters: int
+    """
+    Numbers of the model, with the adapters.
+    """
     trainable_percent: float
+    """
+    Trained ones in percent of all.
+    """
 
 
 class Archive(BaseModel):
@@ -71,7 +86,13 @@ class AttemptWorker(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The worker.
+    """
     device: str | None
+    """
+    What it computes on; null where it did not tell.
+    """
 
 
 class CheckpointFile(BaseModel):
@@ -266,11 +287,17 @@ class DatasetSource(BaseModel):
     `file`: the archive came with the request. One of: file, upload, uri, path, demo
     """
     upload_id: str | None = None
+    """
+    The upload that it was made of.
+    """
     uri: str | None = None
     """
     Without its query.
     """
     path: str | None = None
+    """
+    Where it lay on the workers.
+    """
 
 
 class DatasetUrls(BaseModel):
@@ -278,8 +305,17 @@ class DatasetUrls(BaseModel):
         extra="allow",
     )
     self: str
+    """
+    The dataset.
+    """
     validation: str
+    """
+    The report of its check.
+    """
     preview: str
+    """
+    Pictures of it.
+    """
 
 
 class DatasetValidation(BaseModel):
@@ -291,13 +327,25 @@ class DatasetValidation(BaseModel):
         extra="allow",
     )
     dataset_id: str
+    """
+    The dataset.
+    """
     status: str
     """
     One of: processing, ready, invalid, failed
     """
     summary: dict[str, Any] | None = None
+    """
+    How much there is and was found; null while there is no report.
+    """
     issues: list[dict[str, Any]]
+    """
+    Problems, errors first; of each kind as many as are worth reading, then how many more there are.
+    """
     stats: dict[str, Any] | None = None
+    """
+    Numbers of the dataset; null while there is no report.
+    """
 
 
 class DeviceFit(BaseModel):
@@ -305,6 +353,9 @@ class DeviceFit(BaseModel):
         extra="allow",
     )
     device: str
+    """
+    Name of the device.
+    """
     memory_bytes: int
     """
     Of each GPU; of a CPU's machine.
@@ -388,16 +439,25 @@ class Event(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     seq: int
     """
     Counts from 1 without gaps per job.
     """
     job_id: str
+    """
+    The job.
+    """
     attempt: int
     """
     The attempt in which it happened; 0 before the first.
     """
     created_at: AwareDatetime
+    """
+    When it was written down.
+    """
     type: str
     """
     status, phase, resolved, message, checkpoint, evaluation, result, error; new types may be added.
@@ -487,6 +547,9 @@ class InitFrom(BaseModel):
         extra="allow",
     )
     checkpoint_id: str
+    """
+    The checkpoint whose adapter it starts from.
+    """
 
 
 class Instance(BaseModel):
@@ -517,9 +580,21 @@ class JobFailure(BaseModel):
     base_model_unavailable, storage_full, adapter_invalid, checkpoint_invalid, internal.
     """
     message: str
+    """
+    What went wrong.
+    """
     hint: str
+    """
+    What to do about it; may be empty.
+    """
     retryable: bool
+    """
+    Whether the same job may succeed if simply run again.
+    """
     attempt: int
+    """
+    The attempt that failed.
+    """
 
 
 class JobLimits(BaseModel):
@@ -559,16 +634,49 @@ class JobUrls(BaseModel):
         extra="allow",
     )
     self: str
+    """
+    The job.
+    """
     events: str
+    """
+    What has happened to it.
+    """
     stream: str
+    """
+    The same as it happens.
+    """
     metrics: str
+    """
+    Its curves.
+    """
     logs: str
+    """
+    The trainer's log.
+    """
     checkpoints: str
+    """
+    Its saved adapters.
+    """
     attempts: str
+    """
+    Which workers have tried it.
+    """
     evaluation: str
+    """
+    Base against tuned.
+    """
     report: str
+    """
+    A page about the run; 404 until it has ended.
+    """
     samples: str
+    """
+    Sample images.
+    """
     dataset: str
+    """
+    Its dataset.
+    """
 
 
 class JobWorker(BaseModel):
@@ -576,8 +684,17 @@ class JobWorker(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The worker.
+    """
     device: str | None
+    """
+    What it computes on; null where it did not tell.
+    """
     last_heartbeat_at: AwareDatetime | None
+    """
+    Its last sign of life for this job.
+    """
 
 
 class Liveness(BaseModel):
@@ -585,6 +702,9 @@ class Liveness(BaseModel):
         extra="allow",
     )
     status: str | None = None
+    """
+    Always `ok`.
+    """
 
 
 class Log(BaseModel):
@@ -596,11 +716,17 @@ class Log(BaseModel):
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     offset: int
     """
     Where `data` begins.
     """
     data: str
+    """
+    The text; bytes that are no UTF-8 are replaced.
+    """
     next_offset: int
     """
     Give it as `after` to get what follows.
@@ -638,12 +764,21 @@ class Memory(BaseModel):
         extra="allow",
     )
     peak: int
+    """
+    All of it together.
+    """
     weights: int
+    """
+    The base model's weights.
+    """
     adapters: int
     """
     With gradients and optimiser state.
     """
     activations: int
+    """
+    What the step computes and keeps until it is done.
+    """
     batch: dict[str, Any]
     """
     Assumed: two categories and four objects in each image. Where a step does not fit, a run computes it in smaller
@@ -682,13 +817,25 @@ class MetricPoint(BaseModel):
         extra="allow",
     )
     step: int
+    """
+    Optimiser step after which it was measured.
+    """
     epoch: float | None
+    """
+    Epoch in which it was measured, from 1.
+    """
     value: float | None
+    """
+    Null where it was not finite or not defined.
+    """
     finite: bool
     """
     False: the value was NaN or infinite and is shown as null.
     """
     created_at: AwareDatetime
+    """
+    When it was written down.
+    """
 
 
 class Metrics(BaseModel):
@@ -696,6 +843,9 @@ class Metrics(BaseModel):
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     keys: list[str]
     """
     Names of all metrics in this answer.
@@ -705,6 +855,9 @@ class Metrics(BaseModel):
     Give it as `after_step` to get what follows.
     """
     series: dict[str, list[MetricPoint]]
+    """
+    Points of each metric in the order of their steps.
+    """
     constants: dict[str, float | None]
     """
     Latest values of the untuned model's metrics, `base/...`: lines to compare the others with, whatever steps were
@@ -819,12 +972,21 @@ class CheckpointPage(BaseModel):
         extra="allow",
     )
     data: list[Checkpoint]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class Panel(BaseModel):
@@ -903,14 +1065,20 @@ class PreviewImage(BaseModel):
     )
     split: str
     """
-    One of: train, validation, test
+    The split that the image is of. One of: train, validation, test
     """
     file_name: str
+    """
+    Path of the image in the dataset.
+    """
     width: int
     """
     Of the image itself, in pixels; the picture is smaller.
     """
     height: int
+    """
+    Of the image itself, in pixels.
+    """
     instances: int
     """
     Annotations of the image, drawn or not.
@@ -926,13 +1094,37 @@ class Progress(BaseModel):
         extra="allow",
     )
     percent: int | float | None = None
+    """
+    Steps that are done, in percent.
+    """
     epoch: int | float | None = None
+    """
+    The present epoch, from 1.
+    """
     epochs: int | float | None = None
+    """
+    Epochs of the whole training.
+    """
     step: int | float | None = None
+    """
+    Optimiser steps that are done.
+    """
     steps: int | float | None = None
+    """
+    Optimiser steps of the whole training.
+    """
     eta_s: int | float | None = None
+    """
+    Seconds that the remaining steps will take at the present speed, without validations.
+    """
     images_per_s: int | float | None = None
+    """
+    Images trained on in a second, of late.
+    """
     updated_at: AwareDatetime | None = None
+    """
+    When the trainer told so.
+    """
 
 
 class QueueLine(BaseModel):
@@ -940,8 +1132,17 @@ class QueueLine(BaseModel):
         extra="allow",
     )
     project: str
+    """
+    Whose jobs these are.
+    """
     priority: int
+    """
+    Of these jobs.
+    """
     queued: int
+    """
+    How many wait.
+    """
 
 
 class QueuePosition(BaseModel):
@@ -977,6 +1178,9 @@ class Queue(BaseModel):
     Of all projects.
     """
     running: int
+    """
+    Jobs that workers have now.
+    """
     workers: int
     """
     That train.
@@ -1005,7 +1209,7 @@ class Readiness(BaseModel):
     )
     status: str
     """
-    One of: ok, degraded, failed
+    The worst of `checks`. One of: ok, degraded, failed
     """
     checks: dict[str, str]
     """
@@ -1022,7 +1226,13 @@ class Recipe(BaseModel):
         extra="allow",
     )
     base_model: str
+    """
+    Name of the base model.
+    """
     description: str
+    """
+    What it is.
+    """
     available: bool
     """
     Whether this server has the model's weights.
@@ -1076,6 +1286,9 @@ class Trial(BaseModel):
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     status: str
     """
     One of: validating_files, queued, running, pausing, paused, cancelling, succeeded, failed, cancelled
@@ -1085,11 +1298,17 @@ class Trial(BaseModel):
     What it tries: fields of `config` by their path.
     """
     metric: str | None
+    """
+    By which checkpoints are compared; null before the first.
+    """
     value: float | None
     """
     Of its best checkpoint so far.
     """
     url: str
+    """
+    The job.
+    """
 
 
 class UploadPart(BaseModel):
@@ -1101,12 +1320,21 @@ class UploadPart(BaseModel):
         extra="allow",
     )
     upload_id: str
+    """
+    The upload.
+    """
     number: int
     """
     From 1.
     """
     bytes: int
+    """
+    Size of the part.
+    """
     sha256: str
+    """
+    SHA-256 of the part.
+    """
 
 
 class UploadUrls(BaseModel):
@@ -1114,11 +1342,17 @@ class UploadUrls(BaseModel):
         extra="allow",
     )
     self: str
+    """
+    The upload.
+    """
     part: str
     """
     Replace `{number}` and PUT the part's bytes there.
     """
     complete: str
+    """
+    POST there once all parts have arrived.
+    """
 
 
 class Usage(BaseModel):
@@ -1130,6 +1364,9 @@ class Usage(BaseModel):
     Seconds of all attempts, times `resources.gpus`; of one that goes on, up to its last heartbeat.
     """
     peak_memory_bytes: int | None
+    """
+    Most memory that the trainer had on one device; null until it has told.
+    """
 
 
 class Version(BaseModel):
@@ -1137,7 +1374,13 @@ class Version(BaseModel):
         extra="allow",
     )
     version: str
+    """
+    Version of the service.
+    """
     api: str | None = None
+    """
+    Version of the API, which paths begin with.
+    """
     base_models: list[str]
     """
     What jobs on this server may name as base_model.
@@ -1153,20 +1396,41 @@ class Worker(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The worker.
+    """
     kind: str
     """
     gpu: trains and compares; cpu: checks, exports, delivers; predict: answers predictions.
     """
     host: str
+    """
+    Machine that it runs on.
+    """
     device: str | None
+    """
+    What it computes on; null where it did not tell.
+    """
     memory_bytes: int | None
+    """
+    Of the smallest of its devices; null where it did not tell.
+    """
     gpus: int
+    """
+    That its jobs may use; of no meaning where it does not train.
+    """
     job_id: str | None
     """
     The job that it trains now.
     """
     started_at: AwareDatetime
+    """
+    When it was started.
+    """
     last_seen_at: AwareDatetime
+    """
+    Its last sign of life.
+    """
 
 
 class Attempt(BaseModel):
@@ -1178,12 +1442,18 @@ class Attempt(BaseModel):
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     attempt: int
     """
     Counts from 1.
     """
     worker: AttemptWorker
     started_at: AwareDatetime
+    """
+    When the worker took the job.
+    """
     ended_at: AwareDatetime | None
     """
     When it was given back; for a lost worker, its last sign of life.
@@ -1193,6 +1463,9 @@ class Attempt(BaseModel):
     State the job went to; null while the attempt goes on.
     """
     reason: str | None
+    """
+    Why it ended; null while it goes on, and where there is nothing to say.
+    """
     gpu_seconds: float | None
     """
     Seconds between the two, times the job's GPUs; null while the attempt goes on.
@@ -1282,6 +1555,9 @@ class DatasetPreview(BaseModel):
         extra="allow",
     )
     data: list[PreviewImage]
+    """
+    Pictures, spread over the images of each split.
+    """
 
 
 class Dataset(BaseModel):
@@ -1293,12 +1569,21 @@ class Dataset(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     name: str
+    """
+    For people.
+    """
     status: str
     """
     One of: processing, ready, invalid, failed
     """
     filename: str
+    """
+    What its archive was called.
+    """
     source: DatasetSource
     bytes: int | None
     """
@@ -1317,6 +1602,9 @@ class Dataset(BaseModel):
     Why the fetching or the check itself failed: `{code, message, hint, retryable}`.
     """
     created_at: AwareDatetime
+    """
+    When it was created.
+    """
     finished_at: AwareDatetime | None
     """
     When the check ended.
@@ -1351,16 +1639,25 @@ class Estimate(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The same for all that ask for the same.
+    """
     status: str
     """
-    One of: ready, pending
+    Whether the numbers are there. One of: ready, pending
     """
     resolved: dict[str, Any]
     """
     As of a job: every value as used.
     """
     adapted: Adapted | None
+    """
+    What would be trained.
+    """
     memory: Memory | None
+    """
+    What a training step would need.
+    """
     devices: list[DeviceFit]
     """
     Of the living workers that tell; empty while pending.
@@ -1435,13 +1732,22 @@ class EventPage(BaseModel):
         extra="allow",
     )
     data: list[Event]
+    """
+    The events, in the order that was asked for.
+    """
     first_seq: int | None
+    """
+    Of the first event in `data`; null if there is none.
+    """
     last_seq: int
     """
     Of the last event in `data`, else `after`. In ascending order give it as `after`, in descending as `before`,
     to get what follows.
     """
     has_more: bool
+    """
+    Whether more follow in this order.
+    """
 
 
 class File(BaseModel):
@@ -1453,19 +1759,28 @@ class File(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque; of a dataset, the same as in `/datasets`.
+    """
     bytes: int
     """
     Size of its content; 0 until a dataset has been fetched from where it comes from.
     """
     created_at: int
+    """
+    In seconds since 1970.
+    """
     expires_at: int | None = None
     """
     Always null: a file stays until it is deleted, or its operator's time for unused datasets has passed.
     """
     filename: str
+    """
+    What it is called.
+    """
     purpose: str
     """
-    One of: fine-tune, fine-tune-results
+    fine-tune: a dataset; fine-tune-results: what a job left behind. One of: fine-tune, fine-tune-results
     """
     status: str
     """
@@ -1487,8 +1802,17 @@ class Job(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     name: str
+    """
+    For people.
+    """
     project: str
+    """
+    Whom it is for.
+    """
     status: str
     """
     One of: validating_files, queued, running, pausing, paused, cancelling, succeeded, failed, cancelled
@@ -1498,20 +1822,41 @@ class Job(BaseModel):
     What a running job is doing; new phases may be added.
     """
     status_reason: str | None
+    """
+    Why it is in this state, or what was asked of it; null where there is nothing to say.
+    """
     is_terminal: bool
+    """
+    Whether it has ended.
+    """
     allowed_actions: list[str]
     """
     What is possible in this state, besides PATCH and clone, which always are.
     """
     base_model: str
+    """
+    The model that is adapted.
+    """
     init_from: InitFrom | None
+    """
+    The adapter that it starts from; null: the bare base.
+    """
     retry_of: str | None
+    """
+    The job that it is a retry of.
+    """
     resumes_from: str | None
     """
     Job whose last good checkpoint a retry goes on from.
     """
     dataset_id: str
+    """
+    Dataset that it trains on.
+    """
     validation_dataset_id: str | None
+    """
+    Dataset of its validation images; null: that which it trains on.
+    """
     sweep_id: str | None
     """
     The sweep that it belongs to.
@@ -1530,13 +1875,28 @@ class Job(BaseModel):
     under `run` what the trainer reported.
     """
     seed: int
+    """
+    Seed of everything random.
+    """
     resources: JobResources
     priority: int
+    """
+    Higher runs earlier.
+    """
     limits: JobLimits
     tags: list[str]
+    """
+    Labels to filter lists by.
+    """
     metadata: dict[str, str]
+    """
+    Texts that are stored with it.
+    """
     queue: QueuePosition
     progress: Progress | None
+    """
+    How far it is; null until the trainer has told.
+    """
     attempt: int
     """
     Times a worker has started it.
@@ -1550,13 +1910,34 @@ class Job(BaseModel):
     The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`.
     """
     result: dict[str, Any] | None
+    """
+    What the run came to; null unless it has succeeded.
+    """
     error: JobFailure | None
+    """
+    Why it failed; null otherwise.
+    """
     usage: Usage
     trainable: dict[str, Any] | None
+    """
+    What is trained; null until the trainer has told.
+    """
     created_at: AwareDatetime
+    """
+    When it was created.
+    """
     queued_at: AwareDatetime | None
+    """
+    When it last came into the queue; null while its datasets are being checked.
+    """
     started_at: AwareDatetime | None
+    """
+    When a worker first took it.
+    """
     finished_at: AwareDatetime | None
+    """
+    When it ended.
+    """
     urls: JobUrls
 
 
@@ -1628,12 +2009,21 @@ class AttemptPage(BaseModel):
         extra="allow",
     )
     data: list[Attempt]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class DatasetPage(BaseModel):
@@ -1641,12 +2031,21 @@ class DatasetPage(BaseModel):
         extra="allow",
     )
     data: list[Dataset]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class JobPage(BaseModel):
@@ -1654,12 +2053,21 @@ class JobPage(BaseModel):
         extra="allow",
     )
     data: list[Job]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class ModelPage(BaseModel):
@@ -1667,12 +2075,21 @@ class ModelPage(BaseModel):
         extra="allow",
     )
     data: list[Model]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class RecipeList(BaseModel):
@@ -1680,6 +2097,9 @@ class RecipeList(BaseModel):
         extra="allow",
     )
     data: list[Recipe]
+    """
+    One recipe for each base model.
+    """
 
 
 class SampleList(BaseModel):
@@ -1713,13 +2133,25 @@ class Sweep(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     name: str
+    """
+    For people.
+    """
     project: str
+    """
+    Whom its jobs are for.
+    """
     status: str
     """
     One of: validating_files, queued, running, pausing, paused, cancelling, succeeded, failed, cancelled
     """
     is_terminal: bool
+    """
+    Whether all its jobs have ended.
+    """
     counts: dict[str, int]
     """
     Jobs by status.
@@ -1729,12 +2161,21 @@ class Sweep(BaseModel):
     The job with the highest metric so far.
     """
     trials: list[Trial]
+    """
+    Its jobs, in the order of their creation.
+    """
     request: dict[str, Any]
     """
     As submitted.
     """
     created_at: AwareDatetime
+    """
+    When it was created.
+    """
     url: str
+    """
+    The sweep.
+    """
 
 
 class Upload(BaseModel):
@@ -1746,28 +2187,49 @@ class Upload(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     status: str
     """
     Only a `completed` upload can become a dataset; it stays so until it expires. One of: pending, completed, expired
     """
     filename: str
+    """
+    What the file is called.
+    """
     bytes: int
+    """
+    Size of the whole file.
+    """
     sha256: str | None
     """
     As announced; of the whole file once it is completed.
     """
     part_bytes: int
+    """
+    Size of every part but the last.
+    """
     part_count: int
+    """
+    Parts of the whole file.
+    """
     parts: list[UploadPart]
     """
     The parts that have arrived, in order; empty once the upload is completed.
     """
     created_at: AwareDatetime
+    """
+    When it was announced.
+    """
     expires_at: AwareDatetime
     """
     Each part that arrives moves it.
     """
     completed_at: AwareDatetime | None
+    """
+    When its parts were put together; null until then.
+    """
     urls: UploadUrls
 
 
@@ -1776,6 +2238,9 @@ class WorkerList(BaseModel):
         extra="allow",
     )
     data: list[Worker]
+    """
+    Living workers, the oldest first.
+    """
 
 
 class Answer(BaseModel):
@@ -1868,12 +2333,21 @@ class ComparisonPage(BaseModel):
         extra="allow",
     )
     data: list[Comparison]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class SweepPage(BaseModel):
@@ -1881,12 +2355,21 @@ class SweepPage(BaseModel):
         extra="allow",
     )
     data: list[Sweep]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class Prediction(BaseModel):

@@ -6,6 +6,7 @@ instead of FastAPI's own errors; bodies that are read by hand; links.
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ ALSO_SENT = {
     503: ("Retry-After",),
     507: ("Retry-After",),
 }
+CLAUSE = re.compile(r"[.;:](?:\s|$)")
 UNCOUNTED = (401, 421, 500)
 """Errors that are answered without looking at how much of the key's limit is left."""
 
@@ -98,6 +100,7 @@ def _complete(document: dict[str, Any], *, keys_required: bool) -> None:
     components["securitySchemes"] = SECURITY_SCHEMES
     components["headers"] = HEADERS
     for path, method, operation in operations(document):
+        _summarise(operation)
         _settle_parameters(operation)
         _take_merge_patches(method, operation)
         _require_key(path, method, operation, keys_required=keys_required)
@@ -113,6 +116,12 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
+
+
+def _summarise(operation: dict[str, Any]) -> None:
+    """The beginning of what is said of it, instead of its name; where that is long, the route gives a `summary`."""
+    if operation["summary"] == operation["operationId"].replace("_", " ").title():
+        operation["summary"] = " ".join(CLAUSE.split(operation["description"], maxsplit=1)[0].split())
 
 
 def _settle_parameters(operation: dict[str, Any]) -> None:

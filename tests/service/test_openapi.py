@@ -211,3 +211,22 @@ def test_the_document_is_answered_under_both_prefixes(app: FastAPI, document: di
     client = TestClient(app)
     for path in ("/openapi.json", "/v1/openapi.json"):
         assert client.get(path).json() == document, path
+
+
+def test_every_operation_is_summarised_and_described(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        summary = operation["summary"]
+        assert 6 < len(summary) <= 70, name
+        assert summary != operation["operationId"].replace("_", " ").title(), name
+        assert not summary.endswith("."), name
+        assert operation["description"].endswith((".", "...")), name
+
+
+def test_every_parameter_and_every_property_is_described(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        for parameter in operation.get("parameters", []):
+            assert parameter.get("description"), (name, parameter["name"])
+    for name, schema in document["components"]["schemas"].items():
+        for key, described in schema.get("properties", {}).items():
+            is_plain = described.get("description") or "$ref" in described or key == "object"
+            assert is_plain, f"{name}.{key} says not what it means"

@@ -52,7 +52,7 @@ def resume_job(unit: WriteUnit, found: AppServices, job_id: JobId) -> JobRead:
     return read_job(unit, found.settings, actions.resume_job(unit, job_id))
 
 
-@router.post("/retry", **MADE)
+@router.post("/retry", **MADE, summary="Make a new job of one that did not succeed")
 def retry_job(
     unit: WriteUnit,
     found: AppServices,
@@ -74,7 +74,7 @@ def retry_job(
     return created(answer_once(unit, "jobs.retry", idempotency_key, request_sha256, make))
 
 
-@router.post("/clone", **MADE)
+@router.post("/clone", **MADE, summary="Create a job like this one, with changes")
 def clone_job(
     unit: WriteUnit,
     found: AppServices,

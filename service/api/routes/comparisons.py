@@ -37,6 +37,7 @@ ComparisonId = Annotated[
     status_code=201,
     response_model=ComparisonRead,
     responses={**created_responses("Retry-After"), **problem_responses(400, 409, 413, 415, 422, 429, 503)},
+    summary="Have two models measured on one dataset",
 )
 def create_comparison(
     unit: WriteUnit, found: AppServices, body: ComparisonCreate, idempotency_key: IdempotencyKey = None
@@ -86,7 +87,12 @@ def delete_comparison(found: AppServices, comparison_id: ComparisonId) -> None:
 
 
 @router.head("/{comparison_id}/report", include_in_schema=False)
-@router.get("/{comparison_id}/report", response_class=StreamingResponse, responses=download_responses("text/html", 422))
+@router.get(
+    "/{comparison_id}/report",
+    response_class=StreamingResponse,
+    responses=download_responses("text/html", 422),
+    summary="The report of a comparison",
+)
 def download_comparison_report(
     request: Request, unit: ReadUnit, found: AppServices, conditions: RequestConditions, comparison_id: ComparisonId
 ) -> Response:

@@ -33,7 +33,9 @@ from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
-DatasetId = Annotated[str, Path(max_length=64)]
+DatasetId = Annotated[
+    str, Path(max_length=64, description="The dataset.", examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
 MAX_PREVIEW = 100
 CREATE_BODY = {
     "required": True,
@@ -50,6 +52,7 @@ CREATE_BODY = {
     response_model=DatasetRead,
     responses={**created_responses("Retry-After"), **problem_responses(400, 403, 408, 413, 415, 422, 503, 507)},
     openapi_extra={"requestBody": CREATE_BODY},
+    summary="Create a dataset",
 )
 async def create_dataset(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a dataset of an archive in a form, or as JSON of one that lies elsewhere.
@@ -116,8 +119,8 @@ def get_preview(
     unit: ReadUnit,
     found: AppServices,
     dataset_id: DatasetId,
-    number: Annotated[int, Path(ge=0, le=MAX_PREVIEW)],
-    if_none_match: Annotated[str | None, Header()] = None,
+    number: Annotated[int, Path(ge=0, le=MAX_PREVIEW, description="In the list of all pictures, from 0.")],
+    if_none_match: Annotated[str | None, Header(description="Send none of these versions, but 304.")] = None,
 ) -> Response:
     """One picture. It never changes."""
     dataset = unit.datasets.get(dataset_id)

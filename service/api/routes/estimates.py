@@ -32,6 +32,7 @@ RETRY_AFTER_S = 5
         },
         **problem_responses(400, 413, 415, 422, 503),
     },
+    summary="Tell what a job would take, without creating it",
 )
 async def estimate_job(found: AppServices, body: JobCreate) -> Response:
     """Tell what a job with this body would adapt, need and take, without creating it.

@@ -35,6 +35,7 @@ def read_evaluation(unit: ReadUnit, job_id: JobId) -> EvaluationRead:
     "/{job_id}/evaluation/{model}/{name}",
     response_class=StreamingResponse,
     responses=download_responses("application/json"),
+    summary="Files behind an evaluation, as COCO JSON",
 )
 def download_evaluation(
     request: Request,

@@ -116,7 +116,12 @@ def change_job(
     return Response(view.content, 200, _headers(view), "application/json")
 
 
-@router.delete("/{job_id}", status_code=204, responses=problem_responses(404, 409, 503))
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    responses=problem_responses(404, 409, 503),
+    summary="Delete an ended job with all that belongs to it",
+)
 def delete_job(unit: WriteUnit, job_id: JobId) -> None:
     """Delete an ended job with its events, metrics, logs and checkpoints. Jobs that start from it must have ended."""
     actions.delete_job(unit, job_id)

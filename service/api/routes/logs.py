@@ -56,10 +56,14 @@ def get_logs(
     job_id: JobId,
     tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="Only what follows this byte offset.")] = None,
-    accept: Annotated[str | None, Header()] = None,
-    range_: Annotated[str | None, Header(alias="Range", examples=["bytes=1000-"])] = None,
-    if_range: Annotated[str | None, Header()] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    accept: Annotated[str | None, Header(description="`application/json`: in pages.")] = None,
+    range_: Annotated[
+        str | None, Header(alias="Range", examples=["bytes=1000-"], description="One range of bytes to send.")
+    ] = None,
+    if_range: Annotated[
+        str | None, Header(description="Send the range only if the log began like this version, else all.")
+    ] = None,
+    if_none_match: Annotated[str | None, Header(description="Send none of these versions, but 304.")] = None,
 ) -> Response:
     """The trainer's log of all attempts, in every state of the job.
 

@@ -28,12 +28,13 @@ FORMATS = {"json": JSON, "csv": CSV}
         },
         **problem_responses(404, 422, 503),
     },
+    summary="Metric series of the job",
 )
 def get_metrics(
     unit: ReadUnit,
     job_id: JobId,
     query: Annotated[MetricsQuery, Query()],
-    accept: Annotated[str | None, Header()] = None,
+    accept: Annotated[str | None, Header(description="`text/csv`: one row for each point.")] = None,
 ) -> Response:
     """Metric series of the job, as JSON or, with `Accept: text/csv` or `format=csv`, one row for each point.
 

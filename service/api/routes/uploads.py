@@ -25,7 +25,9 @@ from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], route_class=StrictJsonRoute)
 
-UploadId = Annotated[str, Path(max_length=64)]
+UploadId = Annotated[
+    str, Path(max_length=64, description="The upload.", examples=["upload_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
 PartNumber = Annotated[int, Path(ge=1, le=usecase.MAX_PARTS, description="From 1 to the upload's `part_count`.")]
 CREATE_BODY = {
     "required": True,

@@ -42,6 +42,7 @@ ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"headers": headers("Location"
     status_code=201,
     response_model=WebhookEndpointWithSecret,
     responses={**created_responses("Cache-Control"), **problem_responses(400, 409, 413, 415, 422, 503)},
+    summary="Have messages about a project sent to a URL",
 )
 def create_webhook_endpoint(
     unit: WriteUnit, found: AppServices, body: WebhookEndpointCreate, idempotency_key: IdempotencyKey = None
@@ -127,7 +128,11 @@ def test_webhook_endpoint(response: Response, unit: WriteUnit, endpoint_id: Endp
     return _accepted(response, delivery_read(usecase.send_test(unit, endpoint_id)))
 
 
-@router.get("/webhook_endpoints/{endpoint_id}/deliveries", responses=problem_responses(404, 422, 503))
+@router.get(
+    "/webhook_endpoints/{endpoint_id}/deliveries",
+    responses=problem_responses(404, 422, 503),
+    summary="Messages for an endpoint, newest first",
+)
 def list_webhook_deliveries(
     unit: ReadUnit, endpoint_id: EndpointId, query: Annotated[WebhookDeliveryQuery, Query()]
 ) -> Page[WebhookDeliveryRead]:
@@ -159,6 +164,7 @@ def get_webhook_delivery(response: Response, unit: ReadUnit, delivery_id: Delive
     "/webhook_deliveries/{delivery_id}/redeliver",
     status_code=202,
     responses={**ACCEPTED, **problem_responses(404, 409, 422, 503)},
+    summary="Send a message again now",
 )
 def redeliver_webhook(response: Response, unit: WriteUnit, delivery_id: DeliveryId) -> WebhookDeliveryRead:
     """Send a message again now, with the same `webhook-id`, and as often as a new one if that fails."""

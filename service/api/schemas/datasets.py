@@ -21,6 +21,7 @@ class UploadSource(Section):
     """A file that was uploaded in parts."""
 
     type: Literal["upload"]
+    """Always `upload`."""
     upload_id: str = Field(min_length=1, max_length=64)
     """A completed upload."""
 
@@ -29,6 +30,7 @@ class UriSource(Section):
     """An archive on a host, or an archive or a folder in a bucket, that this server's operator allows; fetched once."""
 
     type: Literal["uri"]
+    """Always `uri`."""
     uri: str = Field(
         min_length=1,
         max_length=2048,
@@ -42,13 +44,16 @@ class PathSource(Section):
     """A folder or an archive on the workers' disk, in a place that this server's operator allows; it is copied."""
 
     type: Literal["path"]
+    """Always `path`."""
     path: str = Field(min_length=1, max_length=1024, examples=["/data/pallets"])
+    """Absolute path on the workers."""
 
 
 class DemoSource(Section):
     """Drawn scenes with two shapes that `sam3-tiny` does not know: to try the service without data of one's own."""
 
     type: Literal["demo"]
+    """Always `demo`."""
 
 
 class DatasetCreate(Section):
@@ -57,6 +62,7 @@ class DatasetCreate(Section):
     name: str | None = Field(None, min_length=1, max_length=200, examples=["pallets"])
     """For people; null: the file's name."""
     source: Annotated[UploadSource | UriSource | PathSource | DemoSource, Field(discriminator="type")]
+    """Where it comes from."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Expected SHA-256 of the archive; a file that arrives changed is refused."""
 
@@ -65,26 +71,36 @@ class DatasetSource(Read):
     type: Literal["file", "upload", "uri", "path", "demo"]
     """`file`: the archive came with the request."""
     upload_id: str | None = None
+    """The upload that it was made of."""
     uri: str | None = None
     """Without its query."""
     path: str | None = None
+    """Where it lay on the workers."""
 
 
 class DatasetUrls(Read):
     self: str
+    """The dataset."""
     validation: str
+    """The report of its check."""
     preview: str
+    """Pictures of it."""
 
 
 class DatasetRead(Read):
     """An uploaded dataset. `ready` ones can be trained on; `invalid` ones have a report that says why not."""
 
     id: str
+    """Opaque."""
     object: Literal["dataset"] = "dataset"
     name: str
+    """For people."""
     status: DatasetState
+    """processing, ready, invalid (its check found errors) or failed (it could not be fetched or checked)."""
     filename: str
+    """What its archive was called."""
     source: DatasetSource
+    """Where it came from."""
     bytes: int | None
     """Size of the archive; null until it has been fetched."""
     sha256: str | None
@@ -94,19 +110,24 @@ class DatasetRead(Read):
     error: dict[str, Any] | None
     """Why the fetching or the check itself failed: `{code, message, hint, retryable}`."""
     created_at: datetime
+    """When it was created."""
     finished_at: datetime | None
     """When the check ended."""
     urls: DatasetUrls
+    """Where to go on."""
 
 
 class PreviewImage(Read):
     """An image of the dataset with its annotations drawn."""
 
     split: Literal["train", "validation", "test"]
+    """The split that the image is of."""
     file_name: str
+    """Path of the image in the dataset."""
     width: int
     """Of the image itself, in pixels; the picture is smaller."""
     height: int
+    """Of the image itself, in pixels."""
     instances: int
     """Annotations of the image, drawn or not."""
     url: str
@@ -116,6 +137,7 @@ class PreviewImage(Read):
 class DatasetPreview(Read):
     object: Literal["list"] = "list"
     data: list[PreviewImage]
+    """Pictures, spread over the images of each split."""
 
 
 class DatasetValidation(Read):
@@ -123,10 +145,15 @@ class DatasetValidation(Read):
 
     object: Literal["dataset.validation"] = "dataset.validation"
     dataset_id: str
+    """The dataset."""
     status: DatasetState
+    """State of the dataset."""
     summary: dict[str, Any] | None = None
+    """How much there is and was found; null while there is no report."""
     issues: list[dict[str, Any]]
+    """Problems, errors first; of each kind as many as are worth reading, then how many more there are."""
     stats: dict[str, Any] | None = None
+    """Numbers of the dataset; null while there is no report."""
 
 
 def dataset_read(dataset: Dataset) -> DatasetRead:

@@ -87,9 +87,11 @@ class JobCreate(Section):
     seed: int | None = Field(None, ge=0, lt=2**32)
     """Seed of everything random; null: `config.training.seed`."""
     resources: JobResources = JobResources()
+    """What it needs of a worker."""
     priority: Priority = 50
     """Higher runs earlier."""
     limits: JobLimits = JobLimits()
+    """Bounds after which it ends on its own."""
     tags: Tags = Field([])
     """Labels to filter lists by."""
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=16)
@@ -134,13 +136,21 @@ class JobClone(Section):
 
 class Progress(Read, extra="allow"):
     percent: int | float | None = None
+    """Steps that are done, in percent."""
     epoch: int | float | None = None
+    """The present epoch, from 1."""
     epochs: int | float | None = None
+    """Epochs of the whole training."""
     step: int | float | None = None
+    """Optimiser steps that are done."""
     steps: int | float | None = None
+    """Optimiser steps of the whole training."""
     eta_s: int | float | None = None
+    """Seconds that the remaining steps will take at the present speed, without validations."""
     images_per_s: int | float | None = None
+    """Images trained on in a second, of late."""
     updated_at: datetime | None = None
+    """When the trainer told so."""
 
 
 class QueuePosition(Read):
@@ -156,8 +166,11 @@ class QueuePosition(Read):
 
 class JobWorker(Read):
     id: str
+    """The worker."""
     device: str | None
+    """What it computes on; null where it did not tell."""
     last_heartbeat_at: datetime | None
+    """Its last sign of life for this job."""
 
 
 class JobFailure(Read):
@@ -165,56 +178,84 @@ class JobFailure(Read):
     """config_invalid, dataset_invalid, gpu_oom, diverged, nothing_trained, worker_lost, time_limit, memory_limit,
     base_model_unavailable, storage_full, adapter_invalid, checkpoint_invalid, internal."""
     message: str
+    """What went wrong."""
     hint: str
+    """What to do about it; may be empty."""
     retryable: bool
+    """Whether the same job may succeed if simply run again."""
     attempt: int
+    """The attempt that failed."""
 
 
 class Usage(Read):
     gpu_seconds: float
     """Seconds of all attempts, times `resources.gpus`; of one that goes on, up to its last heartbeat."""
     peak_memory_bytes: int | None
+    """Most memory that the trainer had on one device; null until it has told."""
 
 
 class JobUrls(Read):
     self: str
+    """The job."""
     events: str
+    """What has happened to it."""
     stream: str
+    """The same as it happens."""
     metrics: str
+    """Its curves."""
     logs: str
+    """The trainer's log."""
     checkpoints: str
+    """Its saved adapters."""
     attempts: str
+    """Which workers have tried it."""
     evaluation: str
+    """Base against tuned."""
     report: str
+    """A page about the run; 404 until it has ended."""
     samples: str
+    """Sample images."""
     dataset: str
+    """Its dataset."""
 
 
 class InitFromRead(Read):
     checkpoint_id: str
+    """The checkpoint whose adapter it starts from."""
 
 
 class JobRead(Read):
     """A training job."""
 
     id: str
+    """Opaque."""
     object: Literal["job"] = "job"
     name: str
+    """For people."""
     project: str
+    """Whom it is for."""
     status: JobState
+    """Where it stands."""
     phase: str | None
     """What a running job is doing; new phases may be added."""
     status_reason: str | None
+    """Why it is in this state, or what was asked of it; null where there is nothing to say."""
     is_terminal: bool
+    """Whether it has ended."""
     allowed_actions: list[JobAction]
     """What is possible in this state, besides PATCH and clone, which always are."""
     base_model: str
+    """The model that is adapted."""
     init_from: InitFromRead | None
+    """The adapter that it starts from; null: the bare base."""
     retry_of: str | None
+    """The job that it is a retry of."""
     resumes_from: str | None
     """Job whose last good checkpoint a retry goes on from."""
     dataset_id: str
+    """Dataset that it trains on."""
     validation_dataset_id: str | None
+    """Dataset of its validation images; null: that which it trains on."""
     sweep_id: str | None
     """The sweep that it belongs to."""
     trial: dict[str, Any] | None
@@ -225,13 +266,21 @@ class JobRead(Read):
     """`config` with every value as used, `resources` with the images of a step on all GPUs, the dataset's hash, and
     under `run` what the trainer reported."""
     seed: int
+    """Seed of everything random."""
     resources: JobResources
+    """What it needs of a worker."""
     priority: int
+    """Higher runs earlier."""
     limits: JobLimits
+    """Bounds after which it ends on its own."""
     tags: list[str]
+    """Labels to filter lists by."""
     metadata: dict[str, str]
+    """Texts that are stored with it."""
     queue: QueuePosition
+    """Its place in the queue."""
     progress: Progress | None
+    """How far it is; null until the trainer has told."""
     attempt: int
     """Times a worker has started it."""
     worker: JobWorker | None
@@ -239,14 +288,23 @@ class JobRead(Read):
     best: dict[str, Any] | None
     """The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`."""
     result: dict[str, Any] | None
+    """What the run came to; null unless it has succeeded."""
     error: JobFailure | None
+    """Why it failed; null otherwise."""
     usage: Usage
+    """What it has used."""
     trainable: dict[str, Any] | None
+    """What is trained; null until the trainer has told."""
     created_at: datetime
+    """When it was created."""
     queued_at: datetime | None
+    """When it last came into the queue; null while its datasets are being checked."""
     started_at: datetime | None
+    """When a worker first took it."""
     finished_at: datetime | None
+    """When it ended."""
     urls: JobUrls
+    """Where to go on."""
 
 
 def chosen_project(asked: str | None, only: str | None) -> str:

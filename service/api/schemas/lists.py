@@ -26,12 +26,17 @@ class Read(BaseModel):
 
 
 class Page(Read, Generic[T]):
+    """A page of a list."""
+
     object: Literal["list"] = "list"
     data: list[T]
+    """The items of this page, in the order that was asked for."""
     first_id: str | None
+    """Give it as `before` to get the page before."""
     last_id: str | None
     """Give it as `after` to get the next page."""
     has_more: bool
+    """Whether more follow: after this page, or before it where `before` was given."""
 
 
 class Window(TypedDict):

@@ -83,6 +83,7 @@ def remove_file(unit: WriteUnit, file_id: FileId) -> FileDeleted:
     "/{file_id}/content",
     response_class=StreamingResponse,
     responses=download_responses(("application/octet-stream", "text/csv", "application/zip")),
+    summary="Download the content of a file",
 )
 def get_file_content(
     request: Request, unit: ReadUnit, found: AppServices, conditions: RequestConditions, file_id: FileId
