@@ -95,6 +95,32 @@ class AttemptWorker(BaseModel):
     """
 
 
+class CategoryStats(BaseModel):
+    """
+    A category over all splits.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    id: int | str | None = None
+    """
+    In the dataset.
+    """
+    name: str | None = None
+    """
+    In the dataset.
+    """
+    instances: int | None = None
+    """
+    Annotated objects.
+    """
+    images: int | None = None
+    """
+    Images that show any.
+    """
+
+
 class CheckpointFile(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -278,6 +304,78 @@ class ComparisonUrls(BaseModel):
     """
 
 
+class DatasetFailure(BaseModel):
+    """
+    Why the fetching or the check itself failed.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    code: str | None = None
+    """
+    Stable name, for programs.
+    """
+    message: str | None = None
+    """
+    What went wrong.
+    """
+    hint: str | None = None
+    """
+    What to do about it; may be empty.
+    """
+    retryable: bool | None = None
+    """
+    Whether the same may succeed later.
+    """
+
+
+class DatasetIssue(BaseModel):
+    """
+    A problem of a dataset.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    severity: str | None = None
+    """
+    error: it cannot be trained on; warning: it can.
+    """
+    code: str | None = None
+    """
+    Stable name of the kind of problem; new ones may be added.
+    """
+    file: str | None = None
+    """
+    Path in the dataset; null for a problem of the whole.
+    """
+    pointer: str | None = None
+    """
+    JSON Pointer into the file.
+    """
+    image: str | None = None
+    """
+    Path of the image.
+    """
+    annotation_id: int | str | None = None
+    """
+    Id of the annotation.
+    """
+    message: str | None = None
+    """
+    What is wrong.
+    """
+    hint: str | None = None
+    """
+    What to do about it; may be empty.
+    """
+    count: int | None = None
+    """
+    How many problems this entry stands for.
+    """
+
+
 class DatasetSource(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -300,6 +398,44 @@ class DatasetSource(BaseModel):
     """
 
 
+class DatasetSummary(BaseModel):
+    """
+    How much is in a dataset, and how much is wrong with it.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    errors: int | None = None
+    """
+    Problems that keep it from being trained on, also those that are not listed.
+    """
+    warnings: int | None = None
+    """
+    Problems that do not, also those that are not listed.
+    """
+    images: int | None = None
+    """
+    Images of all splits.
+    """
+    instances: int | None = None
+    """
+    Annotated objects.
+    """
+    categories: int | None = None
+    """
+    Categories, by name.
+    """
+    images_without_annotations: int | None = None
+    """
+    Images that show none of them.
+    """
+    truncated: bool | None = None
+    """
+    Whether some problems are only counted.
+    """
+
+
 class DatasetUrls(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -315,36 +451,6 @@ class DatasetUrls(BaseModel):
     preview: str
     """
     Pictures of it.
-    """
-
-
-class DatasetValidation(BaseModel):
-    """
-    The report of a dataset's check: every problem that was found, with where it is and what to do.
-    """
-
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    dataset_id: str
-    """
-    The dataset.
-    """
-    status: str
-    """
-    One of: processing, ready, invalid, failed
-    """
-    summary: dict[str, Any] | None = None
-    """
-    How much there is and was found; null while there is no report.
-    """
-    issues: list[dict[str, Any]]
-    """
-    Problems, errors first; of each kind as many as are worth reading, then how many more there are.
-    """
-    stats: dict[str, Any] | None = None
-    """
-    Numbers of the dataset; null while there is no report.
     """
 
 
@@ -570,6 +676,32 @@ class Instance(BaseModel):
     """
 
 
+class JobBest(BaseModel):
+    """
+    The best checkpoint so far.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    checkpoint_id: str | None = None
+    """
+    The checkpoint.
+    """
+    metric: str | None = None
+    """
+    By which it is the best.
+    """
+    value: int | float | None = None
+    """
+    Of the metric; null for a job without validation.
+    """
+    epoch: int | None = None
+    """
+    After which it was saved, from 1.
+    """
+
+
 class JobFailure(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -626,6 +758,94 @@ class JobResources(BaseModel):
     gpus: int | None = None
     """
     GPUs of one worker, which train together: a step takes `config.training.batch_size` images on each.
+    """
+
+
+class JobResult(BaseModel):
+    """
+    What a run came to.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    model_id: str | None = None
+    """
+    The tuned model, which may have been deleted since; null until it is made.
+    """
+    steps: int | None = None
+    """
+    Optimiser steps that were taken.
+    """
+    epochs: int | None = None
+    """
+    Epochs that were trained.
+    """
+    stopped_early: bool | None = None
+    """
+    Whether it ended before its last epoch: no epoch was better for long, or it was asked to stop.
+    """
+    metric: str | None = None
+    """
+    By which checkpoints were compared.
+    """
+    best: dict[str, Any] | None = None
+    """
+    The best checkpoint: `value`, `epoch`, `step` and its `evaluation`.
+    """
+    base: dict[str, Any] | None = None
+    """
+    Evaluation of the untuned model; null if it was not measured.
+    """
+    trainable_parameters: int | None = None
+    """
+    Numbers that were trained.
+    """
+    trainable_percent: int | float | None = None
+    """
+    The same in percent of the model's.
+    """
+    skipped_steps: int | None = None
+    """
+    Steps that were left out because their gradients were not finite.
+    """
+    train_seconds: int | float | None = None
+    """
+    Seconds of training, without validations.
+    """
+    peak_memory_bytes: int | None = None
+    """
+    Most memory on one device.
+    """
+    processes: int | None = None
+    """
+    Processes that trained together.
+    """
+    checkpoint: str | None = None
+    """
+    Where the trainer kept the best adapter in its own folder.
+    """
+    notices: list[str] | None = None
+    """
+    What should be known of the run.
+    """
+
+
+class JobTrainable(BaseModel):
+    """
+    What is trained.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    parameters: int | None = None
+    """
+    Numbers that are trained.
+    """
+    percent: int | float | None = None
+    """
+    The same in percent of the model's.
     """
 
 
@@ -1281,6 +1501,28 @@ class Sample(BaseModel):
     """
 
 
+class SideStats(BaseModel):
+    """
+    A side of all images, in pixels.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    min: int | None = None
+    """
+    The least.
+    """
+    max: int | None = None
+    """
+    The largest.
+    """
+    median: int | float | None = None
+    """
+    The middle one.
+    """
+
+
 class Trial(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -1593,13 +1835,13 @@ class Dataset(BaseModel):
     """
     Of the archive. Datasets of the same bytes share one stored archive, and the report of a ready one.
     """
-    summary: dict[str, Any] | None
+    summary: DatasetSummary | None
     """
     Counts of the validation report, once there is one.
     """
-    error: dict[str, Any] | None
+    error: DatasetFailure | None
     """
-    Why the fetching or the check itself failed: `{code, message, hint, retryable}`.
+    Why the fetching or the check itself failed.
     """
     created_at: AwareDatetime
     """
@@ -1610,6 +1852,58 @@ class Dataset(BaseModel):
     When the check ended.
     """
     urls: DatasetUrls
+
+
+class DatasetStats(BaseModel):
+    """
+    Numbers of a dataset over all its splits.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    per_category: list[CategoryStats] | None = None
+    """
+    The first categories.
+    """
+    image_sizes: dict[str, SideStats] | None = None
+    """
+    Empty where no image has a known size.
+    """
+    duplicates: int | None = None
+    """
+    Images whose content an earlier image of the same split has.
+    """
+
+
+class DatasetValidation(BaseModel):
+    """
+    The report of a dataset's check: every problem that was found, with where it is and what to do.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    dataset_id: str
+    """
+    The dataset.
+    """
+    status: str
+    """
+    One of: processing, ready, invalid, failed
+    """
+    summary: DatasetSummary | None = None
+    """
+    How much there is and was found; null while there is no report.
+    """
+    issues: list[DatasetIssue]
+    """
+    Problems, errors first; of each kind as many as are worth reading, then how many more there are.
+    """
+    stats: DatasetStats | None = None
+    """
+    Numbers of the dataset; null while there is no report.
+    """
 
 
 class Detection(BaseModel):
@@ -1905,11 +2199,11 @@ class Job(BaseModel):
     """
     The worker that has it now.
     """
-    best: dict[str, Any] | None
+    best: JobBest | None
     """
-    The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`.
+    The best checkpoint so far.
     """
-    result: dict[str, Any] | None
+    result: JobResult | None
     """
     What the run came to; null unless it has succeeded.
     """
@@ -1918,7 +2212,7 @@ class Job(BaseModel):
     Why it failed; null otherwise.
     """
     usage: Usage
-    trainable: dict[str, Any] | None
+    trainable: JobTrainable | None
     """
     What is trained; null until the trainer has told.
     """

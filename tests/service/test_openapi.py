@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from sam3_lora.coco.report import DatasetReport, Issue, IssueCode
+from sam3_lora.training.progress import Report
 from service.api.authentication import PUBLIC
 from service.api.response_headers import HEADERS
+from service.api.schemas.datasets import (
+    DatasetFailure,
+    DatasetIssue,
+    DatasetStats,
+    DatasetSummary,
+    DatasetValidation,
+)
+from service.api.schemas.jobs import JobBest, JobResult, JobTrainable
 from service.main import create_app
 from service.shared.settings import Settings
+from service.shared.states import DatasetState
 from service.usecases.access import Scope
 from tests.service.conftest import FakeQueue
+from worker.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,3 +243,41 @@ def test_every_parameter_and_every_property_is_described(document: dict[str, Any
         for key, described in schema.get("properties", {}).items():
             is_plain = described.get("description") or "$ref" in described or key == "object"
             assert is_plain, f"{name}.{key} says not what it means"
+
+
+@pytest.mark.parametrize(
+    ("schema", "key", "kind"),
+    [
+        ("DatasetRead", "summary", DatasetSummary),
+        ("DatasetRead", "error", DatasetFailure),
+        ("DatasetValidation", "summary", DatasetSummary),
+        ("DatasetValidation", "issues", DatasetIssue),
+        ("DatasetValidation", "stats", DatasetStats),
+        ("JobRead", "best", JobBest),
+        ("JobRead", "result", JobResult),
+        ("JobRead", "trainable", JobTrainable),
+    ],
+)
+def test_what_is_stored_as_json_has_a_type(document: dict[str, Any], schema: str, key: str, kind: type) -> None:
+    described = document["components"]["schemas"][schema]["properties"][key]
+    assert list(references(described)) == [f"#/components/schemas/{kind.__name__}"]
+
+
+def test_these_types_say_all_that_is_stored() -> None:
+    report = DatasetReport(issues=(Issue(code=IssueCode.MASK_EMPTY, message="empty"),)).to_dict()
+    assert DatasetSummary.model_fields.keys() == report["summary"].keys()
+    assert DatasetIssue.model_fields.keys() == report["issues"][0].keys()
+    assert DatasetStats.model_fields.keys() == report["stats"].keys()
+    assert set(DatasetFailure.model_fields) == {each.name for each in fields(Failure)}
+    assert set(JobResult.model_fields) == {"model_id", *(each.name for each in fields(Report))}
+
+
+def test_what_another_version_stored_is_answered_as_it_is() -> None:
+    stored: dict[str, Any] = {
+        "summary": {"images": 1, "later": [1]},
+        "issues": [{"code": "new"}],
+        "stats": {"duplicates": 1.0},
+    }
+    read = DatasetValidation(dataset_id="ds_1", status=DatasetState.READY, **stored).model_dump(mode="json")
+    assert {name: read[name] for name in stored} == stored
+    assert isinstance(read["stats"]["duplicates"], float)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sam3_lora.config import Section
-from service.api.schemas.lists import PageQuery, Read, Separated
+from service.api.schemas.lists import Like, PageQuery, Read, Separated, Stored
 from service.shared.db.models import Dataset
 from service.shared.sources import shown
 from service.shared.states import DatasetState
@@ -87,6 +87,96 @@ class DatasetUrls(Read):
     """Pictures of it."""
 
 
+class DatasetSummary(Stored):
+    """How much is in a dataset, and how much is wrong with it."""
+
+    errors: int | None = None
+    """Problems that keep it from being trained on, also those that are not listed."""
+    warnings: int | None = None
+    """Problems that do not, also those that are not listed."""
+    images: int | None = None
+    """Images of all splits."""
+    instances: int | None = None
+    """Annotated objects."""
+    categories: int | None = None
+    """Categories, by name."""
+    images_without_annotations: int | None = None
+    """Images that show none of them."""
+    truncated: bool | None = None
+    """Whether some problems are only counted."""
+
+
+class DatasetFailure(Stored):
+    """Why the fetching or the check itself failed."""
+
+    code: str | None = None
+    """Stable name, for programs."""
+    message: str | None = None
+    """What went wrong."""
+    hint: str | None = None
+    """What to do about it; may be empty."""
+    retryable: bool | None = None
+    """Whether the same may succeed later."""
+
+
+class DatasetIssue(Stored):
+    """A problem of a dataset."""
+
+    severity: str | None = None
+    """error: it cannot be trained on; warning: it can."""
+    code: str | None = None
+    """Stable name of the kind of problem; new ones may be added."""
+    file: str | None = None
+    """Path in the dataset; null for a problem of the whole."""
+    pointer: str | None = None
+    """JSON Pointer into the file."""
+    image: str | None = None
+    """Path of the image."""
+    annotation_id: int | str | None = None
+    """Id of the annotation."""
+    message: str | None = None
+    """What is wrong."""
+    hint: str | None = None
+    """What to do about it; may be empty."""
+    count: int | None = None
+    """How many problems this entry stands for."""
+
+
+class CategoryStats(Stored):
+    """A category over all splits."""
+
+    id: int | str | None = None
+    """In the dataset."""
+    name: str | None = None
+    """In the dataset."""
+    instances: int | None = None
+    """Annotated objects."""
+    images: int | None = None
+    """Images that show any."""
+
+
+class SideStats(Stored):
+    """A side of all images, in pixels."""
+
+    min: int | None = None
+    """The least."""
+    max: int | None = None
+    """The largest."""
+    median: int | float | None = None
+    """The middle one."""
+
+
+class DatasetStats(Stored):
+    """Numbers of a dataset over all its splits."""
+
+    per_category: list[CategoryStats] | None = None
+    """The first categories."""
+    image_sizes: dict[Literal["width", "height"], SideStats] | None = None
+    """Empty where no image has a known size."""
+    duplicates: int | None = None
+    """Images whose content an earlier image of the same split has."""
+
+
 class DatasetRead(Read):
     """An uploaded dataset. `ready` ones can be trained on; `invalid` ones have a report that says why not."""
 
@@ -105,10 +195,10 @@ class DatasetRead(Read):
     """Size of the archive; null until it has been fetched."""
     sha256: str | None
     """Of the archive. Datasets of the same bytes share one stored archive, and the report of a ready one."""
-    summary: dict[str, Any] | None
+    summary: Annotated[dict[str, Any] | None, Like(DatasetSummary | None)]
     """Counts of the validation report, once there is one."""
-    error: dict[str, Any] | None
-    """Why the fetching or the check itself failed: `{code, message, hint, retryable}`."""
+    error: Annotated[dict[str, Any] | None, Like(DatasetFailure | None)]
+    """Why the fetching or the check itself failed."""
     created_at: datetime
     """When it was created."""
     finished_at: datetime | None
@@ -148,11 +238,11 @@ class DatasetValidation(Read):
     """The dataset."""
     status: DatasetState
     """State of the dataset."""
-    summary: dict[str, Any] | None = None
+    summary: Annotated[dict[str, Any] | None, Like(DatasetSummary | None)] = None
     """How much there is and was found; null while there is no report."""
-    issues: list[dict[str, Any]]
+    issues: Annotated[list[dict[str, Any]], Like(list[DatasetIssue])]
     """Problems, errors first; of each kind as many as are worth reading, then how many more there are."""
-    stats: dict[str, Any] | None = None
+    stats: Annotated[dict[str, Any] | None, Like(DatasetStats | None)] = None
     """Numbers of the dataset; null while there is no report."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from sam3_lora.config import BaseName, JobConfig, Section
-from service.api.schemas.lists import Read
+from service.api.schemas.lists import Like, Read, Stored
 from service.shared.db.models import Job
 from service.shared.db.models.base import DEFAULT_PROJECT
 from service.shared.db.repositories.usage import days_of
@@ -224,6 +224,63 @@ class InitFromRead(Read):
     """The checkpoint whose adapter it starts from."""
 
 
+class JobBest(Stored):
+    """The best checkpoint so far."""
+
+    checkpoint_id: str | None = None
+    """The checkpoint."""
+    metric: str | None = None
+    """By which it is the best."""
+    value: int | float | None = None
+    """Of the metric; null for a job without validation."""
+    epoch: int | None = None
+    """After which it was saved, from 1."""
+
+
+class JobResult(Stored):
+    """What a run came to."""
+
+    model_id: str | None = None
+    """The tuned model, which may have been deleted since; null until it is made."""
+    steps: int | None = None
+    """Optimiser steps that were taken."""
+    epochs: int | None = None
+    """Epochs that were trained."""
+    stopped_early: bool | None = None
+    """Whether it ended before its last epoch: no epoch was better for long, or it was asked to stop."""
+    metric: str | None = None
+    """By which checkpoints were compared."""
+    best: dict[str, Any] | None = None
+    """The best checkpoint: `value`, `epoch`, `step` and its `evaluation`."""
+    base: dict[str, Any] | None = None
+    """Evaluation of the untuned model; null if it was not measured."""
+    trainable_parameters: int | None = None
+    """Numbers that were trained."""
+    trainable_percent: int | float | None = None
+    """The same in percent of the model's."""
+    skipped_steps: int | None = None
+    """Steps that were left out because their gradients were not finite."""
+    train_seconds: int | float | None = None
+    """Seconds of training, without validations."""
+    peak_memory_bytes: int | None = None
+    """Most memory on one device."""
+    processes: int | None = None
+    """Processes that trained together."""
+    checkpoint: str | None = None
+    """Where the trainer kept the best adapter in its own folder."""
+    notices: list[str] | None = None
+    """What should be known of the run."""
+
+
+class JobTrainable(Stored):
+    """What is trained."""
+
+    parameters: int | None = None
+    """Numbers that are trained."""
+    percent: int | float | None = None
+    """The same in percent of the model's."""
+
+
 class JobRead(Read):
     """A training job."""
 
@@ -285,15 +342,15 @@ class JobRead(Read):
     """Times a worker has started it."""
     worker: JobWorker | None
     """The worker that has it now."""
-    best: dict[str, Any] | None
-    """The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`."""
-    result: dict[str, Any] | None
+    best: Annotated[dict[str, Any] | None, Like(JobBest | None)]
+    """The best checkpoint so far."""
+    result: Annotated[dict[str, Any] | None, Like(JobResult | None)]
     """What the run came to; null unless it has succeeded."""
     error: JobFailure | None
     """Why it failed; null otherwise."""
     usage: Usage
     """What it has used."""
-    trainable: dict[str, Any] | None
+    trainable: Annotated[dict[str, Any] | None, Like(JobTrainable | None)]
     """What is trained; null until the trainer has told."""
     created_at: datetime
     """When it was created."""

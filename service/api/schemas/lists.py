@@ -1,10 +1,13 @@
 """Pages of lists: keyset, never offset."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from service.shared.errors import NotFoundError
 
@@ -23,6 +26,22 @@ class Read(BaseModel):
     """Base of what the service answers."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Stored(Read, extra="allow"):
+    """Base of what is stored as JSON: rows of other versions may lack some of it and have more."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """Has the document describe a free-form object, or a list of such, as this type. It is answered as it is stored,
+    whichever version stored it.
+    """
+
+    kind: Any
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(TypeAdapter(self.kind).core_schema)
 
 
 class Page(Read, Generic[T]):
