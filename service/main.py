@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from sam3_lora.version import VERSION
-from service.api import documentation, errors, openapi_document
+from service.api import documentation, errors, messages, openapi_document
 from service.api.authentication import Authentication
 from service.api.deprecation import Deprecations
 from service.api.deps import Services
@@ -138,6 +138,7 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        webhooks=messages.router,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = Services(

@@ -304,32 +304,6 @@ class ComparisonUrls(BaseModel):
     """
 
 
-class DatasetFailure(BaseModel):
-    """
-    Why the fetching or the check itself failed.
-    """
-
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    code: str | None = None
-    """
-    Stable name, for programs.
-    """
-    message: str | None = None
-    """
-    What went wrong.
-    """
-    hint: str | None = None
-    """
-    What to do about it; may be empty.
-    """
-    retryable: bool | None = None
-    """
-    Whether the same may succeed later.
-    """
-
-
 class DatasetIssue(BaseModel):
     """
     A problem of a dataset.
@@ -605,6 +579,32 @@ class Export(BaseModel):
     created_at: AwareDatetime
     """
     When it was first asked for.
+    """
+
+
+class Failure(BaseModel):
+    """
+    Why something failed.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    code: str | None = None
+    """
+    Stable name, for programs.
+    """
+    message: str | None = None
+    """
+    What went wrong.
+    """
+    hint: str | None = None
+    """
+    What to do about it; may be empty.
+    """
+    retryable: bool | None = None
+    """
+    Whether the same may succeed later.
     """
 
 
@@ -1839,7 +1839,7 @@ class Dataset(BaseModel):
     """
     Counts of the validation report, once there is one.
     """
-    error: DatasetFailure | None
+    error: Failure | None
     """
     Why the fetching or the check itself failed.
     """

@@ -106,6 +106,8 @@ def _complete(document: dict[str, Any], *, keys_required: bool) -> None:
         _require_key(path, method, operation, keys_required=keys_required)
         _add_problems(path, method, operation)
         _add_headers(path, operation)
+    for methods in document["webhooks"].values():
+        methods["post"]["responses"].pop("422")
     add_links(document)
     describe_headers(document)
     _share_problems(document)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,24 +14,52 @@ from sam3_lora.training.progress import Report
 from service.api.authentication import PUBLIC
 from service.api.response_headers import HEADERS
 from service.api.schemas.datasets import (
-    DatasetFailure,
     DatasetIssue,
     DatasetStats,
     DatasetSummary,
     DatasetValidation,
 )
 from service.api.schemas.jobs import JobBest, JobResult, JobTrainable
+from service.api.schemas.lists import Failure
+from service.api.schemas.messages import (
+    CheckpointData,
+    CheckpointMessage,
+    ComparisonData,
+    ComparisonMessage,
+    DatasetData,
+    DatasetMessage,
+    EndpointMessage,
+    JobData,
+    JobMessage,
+    OpenAIMessage,
+)
 from service.main import create_app
+from service.shared.db.models import Checkpoint, Comparison, Dataset, Job
 from service.shared.settings import Settings
-from service.shared.states import DatasetState
+from service.shared.states import DatasetState, JobState
+from service.shared.webhooks import (
+    OF_COMPARISON,
+    OF_DATASET,
+    OF_JOB,
+    OPENAI_NAMES,
+    TEST,
+    EventType,
+    checkpoint_data,
+    comparison_data,
+    dataset_data,
+    job_data,
+    new_secret,
+    signed,
+)
 from service.usecases.access import Scope
 from tests.service.conftest import FakeQueue
-from worker.failures import Failure
+from worker import failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastapi import FastAPI
+    from pydantic import BaseModel
 
 PROBLEM = "application/problem+json"
 Operation = tuple[str, dict[str, Any]]
@@ -249,7 +278,7 @@ def test_every_parameter_and_every_property_is_described(document: dict[str, Any
     ("schema", "key", "kind"),
     [
         ("DatasetRead", "summary", DatasetSummary),
-        ("DatasetRead", "error", DatasetFailure),
+        ("DatasetRead", "error", Failure),
         ("DatasetValidation", "summary", DatasetSummary),
         ("DatasetValidation", "issues", DatasetIssue),
         ("DatasetValidation", "stats", DatasetStats),
@@ -268,7 +297,7 @@ def test_these_types_say_all_that_is_stored() -> None:
     assert DatasetSummary.model_fields.keys() == report["summary"].keys()
     assert DatasetIssue.model_fields.keys() == report["issues"][0].keys()
     assert DatasetStats.model_fields.keys() == report["stats"].keys()
-    assert set(DatasetFailure.model_fields) == {each.name for each in fields(Failure)}
+    assert set(Failure.model_fields) == {each.name for each in fields(failures.Failure)}
     assert set(JobResult.model_fields) == {"model_id", *(each.name for each in fields(Report))}
 
 
@@ -281,3 +310,35 @@ def test_what_another_version_stored_is_answered_as_it_is() -> None:
     read = DatasetValidation(dataset_id="ds_1", status=DatasetState.READY, **stored).model_dump(mode="json")
     assert {name: read[name] for name in stored} == stored
     assert isinstance(read["stats"]["duplicates"], float)
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "schema"),
+    [
+        ("job", {OF_JOB[state] for state in OF_JOB}, JobMessage),
+        ("checkpoint", {EventType.JOB_CHECKPOINT}, CheckpointMessage),
+        ("dataset", set(OF_DATASET.values()), DatasetMessage),
+        ("comparison", set(OF_COMPARISON.values()), ComparisonMessage),
+        ("test", {TEST}, EndpointMessage),
+        ("openai", {*OPENAI_NAMES.values(), TEST}, OpenAIMessage),
+    ],
+)
+def test_every_message_of_webhooks_is_described(
+    document: dict[str, Any], name: str, types: set[str], schema: type[BaseModel]
+) -> None:
+    operation = document["webhooks"][name]["post"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert body["$ref"] == f"#/components/schemas/{schema.__name__}"
+    kind = resolved(document, body)["properties"]["type"]
+    assert set(kind.get("enum", [kind.get("const")])) == types
+    sent = signed("msg_1", datetime.now(UTC), "{}", [new_secret()])
+    assert {each["name"] for each in operation["parameters"]} == sent.keys()
+    assert operation["responses"].keys() == {"200", "410"}
+    assert operation["operationId"] == f"receive_{name}"
+
+
+def test_messages_hold_what_is_described() -> None:
+    assert JobData.model_fields.keys() == job_data(Job(id="job_1"), JobState.QUEUED, 1).keys()
+    assert CheckpointData.model_fields.keys() == checkpoint_data(Checkpoint(id="ckpt_1")).keys()
+    assert DatasetData.model_fields.keys() == dataset_data(Dataset(id="ds_1")).keys()
+    assert ComparisonData.model_fields.keys() == comparison_data(Comparison(id="cmp_1", models=[])).keys()

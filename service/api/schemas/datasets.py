@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sam3_lora.config import Section
-from service.api.schemas.lists import Like, PageQuery, Read, Separated, Stored
+from service.api.schemas.lists import Failure, Like, PageQuery, Read, Separated, Stored
 from service.shared.db.models import Dataset
 from service.shared.sources import shown
 from service.shared.states import DatasetState
@@ -106,19 +106,6 @@ class DatasetSummary(Stored):
     """Whether some problems are only counted."""
 
 
-class DatasetFailure(Stored):
-    """Why the fetching or the check itself failed."""
-
-    code: str | None = None
-    """Stable name, for programs."""
-    message: str | None = None
-    """What went wrong."""
-    hint: str | None = None
-    """What to do about it; may be empty."""
-    retryable: bool | None = None
-    """Whether the same may succeed later."""
-
-
 class DatasetIssue(Stored):
     """A problem of a dataset."""
 
@@ -197,7 +184,7 @@ class DatasetRead(Read):
     """Of the archive. Datasets of the same bytes share one stored archive, and the report of a ready one."""
     summary: Annotated[dict[str, Any] | None, Like(DatasetSummary | None)]
     """Counts of the validation report, once there is one."""
-    error: Annotated[dict[str, Any] | None, Like(DatasetFailure | None)]
+    error: Annotated[dict[str, Any] | None, Like(Failure | None)]
     """Why the fetching or the check itself failed."""
     created_at: datetime
     """When it was created."""

@@ -32,6 +32,19 @@ class Stored(Read, extra="allow"):
     """Base of what is stored as JSON: rows of other versions may lack some of it and have more."""
 
 
+class Failure(Stored):
+    """Why something failed."""
+
+    code: str | None = None
+    """Stable name, for programs."""
+    message: str | None = None
+    """What went wrong."""
+    hint: str | None = None
+    """What to do about it; may be empty."""
+    retryable: bool | None = None
+    """Whether the same may succeed later."""
+
+
 @dataclass(frozen=True)
 class Like:
     """Has the document describe a free-form object, or a list of such, as this type. It is answered as it is stored,
