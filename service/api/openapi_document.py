@@ -14,6 +14,7 @@ from service.api.authentication import PUBLIC, needed_scope
 from service.api.bodies import JSON, MERGE_PATCH
 from service.api.deprecation import describe_headers
 from service.api.errors import PROBLEM_JSON, Problem, problem_responses
+from service.api.examples import ANSWERS, REQUESTS
 from service.api.links import add_links
 from service.api.openai.schemas.uploads import OpenAIUploadCreate
 from service.api.response_headers import HEADERS, headers
@@ -97,6 +98,8 @@ def _complete(document: dict[str, Any], *, keys_required: bool) -> None:
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    for name, found in (REQUESTS | {name: [answer] for name, answer in ANSWERS.items()}).items():
+        schemas[name]["examples"] = found
     components["securitySchemes"] = SECURITY_SCHEMES
     components["headers"] = HEADERS
     for path, method, operation in operations(document):

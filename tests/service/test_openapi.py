@@ -10,17 +10,29 @@ import pytest
 from starlette.testclient import TestClient
 
 from sam3_lora.coco.report import DatasetReport, Issue, IssueCode
+from sam3_lora.config import Section
 from sam3_lora.training.progress import Report
 from service.api.authentication import PUBLIC
+from service.api.bodies import validated
+from service.api.examples import REQUESTS
+from service.api.openai.schemas.fine_tuning import FineTuningJobCreate
+from service.api.openai.schemas.uploads import OpenAIUploadCreate, UploadComplete
 from service.api.response_headers import HEADERS
+from service.api.schemas.api_keys import ApiKeyCreate, ApiKeyRotate
+from service.api.schemas.checkpoints import CheckpointRead
+from service.api.schemas.comparisons import ComparisonCreate
 from service.api.schemas.datasets import (
+    DatasetCreate,
     DatasetIssue,
+    DatasetRead,
     DatasetStats,
     DatasetSummary,
     DatasetValidation,
 )
-from service.api.schemas.jobs import JobBest, JobResult, JobTrainable
-from service.api.schemas.lists import Failure
+from service.api.schemas.evaluation import EvaluationRead
+from service.api.schemas.events import EventRead
+from service.api.schemas.jobs import JobBest, JobClone, JobCreate, JobPatch, JobRead, JobResult, JobRetry, JobTrainable
+from service.api.schemas.lists import Failure, Read
 from service.api.schemas.messages import (
     CheckpointData,
     CheckpointMessage,
@@ -33,6 +45,12 @@ from service.api.schemas.messages import (
     JobMessage,
     OpenAIMessage,
 )
+from service.api.schemas.metrics import MetricsRead
+from service.api.schemas.models import ModelRead
+from service.api.schemas.quotas import QuotaLimits
+from service.api.schemas.sweeps import SweepCreate
+from service.api.schemas.uploads import UploadCreate
+from service.api.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointPatch
 from service.main import create_app
 from service.shared.db.models import Checkpoint, Comparison, Dataset, Job
 from service.shared.settings import Settings
@@ -52,6 +70,7 @@ from service.shared.webhooks import (
     signed,
 )
 from service.usecases.access import Scope
+from service.usecases.retries import merged
 from tests.service.conftest import FakeQueue
 from worker import failures
 
@@ -342,3 +361,61 @@ def test_messages_hold_what_is_described() -> None:
     assert CheckpointData.model_fields.keys() == checkpoint_data(Checkpoint(id="ckpt_1")).keys()
     assert DatasetData.model_fields.keys() == dataset_data(Dataset(id="ds_1")).keys()
     assert ComparisonData.model_fields.keys() == comparison_data(Comparison(id="cmp_1", models=[])).keys()
+
+
+ANSWERED = (
+    CheckpointRead,
+    DatasetRead,
+    DatasetValidation,
+    EvaluationRead,
+    EventRead,
+    JobRead,
+    MetricsRead,
+    ModelRead,
+)
+SENT = (
+    ApiKeyCreate,
+    ApiKeyRotate,
+    ComparisonCreate,
+    DatasetCreate,
+    FineTuningJobCreate,
+    JobClone,
+    JobCreate,
+    JobPatch,
+    JobRetry,
+    OpenAIUploadCreate,
+    QuotaLimits,
+    SweepCreate,
+    UploadComplete,
+    UploadCreate,
+    WebhookEndpointCreate,
+    WebhookEndpointPatch,
+)
+
+
+def test_every_body_that_can_be_sent_has_an_example(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+        for reference in references(body):
+            assert resolved(document, {"$ref": reference}).get("examples"), name
+            assert reference.rpartition("/")[2] in {schema.__name__ for schema in SENT}, name
+    assert {schema.__name__ for schema in SENT} == REQUESTS.keys()
+
+
+@pytest.mark.parametrize("schema", SENT, ids=lambda schema: schema.__name__)
+def test_what_is_sent_in_examples_is_valid(document: dict[str, Any], schema: type[Section]) -> None:
+    for example in document["components"]["schemas"][schema.__name__]["examples"]:
+        assert validated(schema, example).model_dump(mode="json", exclude_unset=True) == example
+
+
+def test_the_job_that_examples_make_is_valid() -> None:
+    for example in REQUESTS["SweepCreate"]:
+        validated(JobCreate, {"name": "x"} | example["job"])
+    for example in REQUESTS["JobClone"]:
+        validated(JobCreate, merged(REQUESTS["JobCreate"][1], example["overrides"]))
+
+
+@pytest.mark.parametrize("schema", ANSWERED, ids=lambda schema: schema.__name__)
+def test_what_is_answered_in_examples_is_what_would_be(document: dict[str, Any], schema: type[Read]) -> None:
+    [example] = document["components"]["schemas"][schema.__name__]["examples"]
+    assert schema.model_validate(example).model_dump(mode="json") == example
