@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -71,12 +72,15 @@ from service.shared.webhooks import (
 )
 from service.usecases.access import Scope
 from service.usecases.retries import merged
-from tests.service.conftest import FakeQueue
+from tests.service.conftest import Api, FakeQueue, add_job
+from tests.service.results import add_model
 from worker import failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    import httpx
     from fastapi import FastAPI
     from pydantic import BaseModel
 
@@ -419,3 +423,53 @@ def test_the_job_that_examples_make_is_valid() -> None:
 def test_what_is_answered_in_examples_is_what_would_be(document: dict[str, Any], schema: type[Read]) -> None:
     [example] = document["components"]["schemas"][schema.__name__]["examples"]
     assert schema.model_validate(example).model_dump(mode="json") == example
+
+
+def exchanges(api: Api, folder: Path) -> Iterator[httpx.Response]:
+    """Answers of every kind that has headers of its own."""
+    get, post = api.client.get, api.client.post
+    model = add_model(api.database, api.storage, folder)
+    job = get(f"/models/{model}").json()["job_id"]
+    checkpoint = get(f"/jobs/{job}/checkpoints").json()["data"][0]
+    file = f"/checkpoints/{checkpoint['id']}/files/{checkpoint['files'][0]['name']}"
+    for path in (file, f"/checkpoints/{checkpoint['id']}/archive", f"/models/{model}/export", f"/jobs/{job}"):
+        whole = get(path)
+        yield whole
+        yield get(path, headers={"If-None-Match": whole.headers["ETag"]})
+    yield get(file, headers={"Range": "bytes=1-"})
+    yield get(file, headers={"Range": "bytes=999999999-"})
+    yield get(file, headers={"If-Match": '"another"'})
+    for accept in ("text/plain", "application/json"):
+        yield get(f"/jobs/{job}/logs", headers={"Accept": accept})
+    yield get(f"/jobs/{job}/metrics?format=csv")
+    waiting = add_job(api.database)
+    yield get(f"/jobs/{waiting}", headers={"Prefer": "wait=0"})
+    yield get(f"/jobs/{waiting}/logs", headers={"Range": "bytes=5-"})
+    yield api.client.patch(f"/jobs/{waiting}", json={"priority": 1})
+    yield api.client.delete(f"/jobs/{waiting}")
+    yield post(f"/jobs/{waiting}/cancel")
+    for _ in range(2):
+        yield post(f"/jobs/{job}/clone", json={}, headers={"Idempotency-Key": "once"})
+        yield post("/uploads", json={"filename": "a.zip", "bytes": 10}, headers={"Idempotency-Key": "once"})
+    yield post("/api_keys", json={"name": "a"})
+    yield get("/readyz")
+    yield get("/metrics")
+    yield get("/livez", headers={"Host": "evil.example"})
+
+
+def test_headers_that_are_sent_are_declared(api: Api, document: dict[str, Any], tmp_path: Path) -> None:
+    seen = set()
+    for answer in exchanges(api, tmp_path):
+        path = next(
+            template
+            for template in sorted(document["paths"], key=lambda each: each.count("{"))
+            if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), answer.url.path)
+        )
+        name = f"{answer.request.method} {path}"
+        sent = {header for header in HEADERS if header in answer.headers} - {"Cache-Control"}
+        declared = set(response(document, name, answer.status_code)["headers"])
+        assert sent <= declared, (name, answer.status_code)
+        seen.add(answer.status_code)
+        if answer.status_code in (200, 206) and "Repr-Digest" in declared:
+            assert sent == declared - {"Cache-Control", "RateLimit", "RateLimit-Policy"}, name
+    assert {200, 201, 202, 206, 304, 409, 412, 416, 421} <= seen
