@@ -125,8 +125,9 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 def _summarise(operation: dict[str, Any]) -> None:
     """The beginning of what is said of it, instead of its name; where that is long, the route gives a `summary`."""
-    if operation["summary"] == operation["operationId"].replace("_", " ").title():
-        operation["summary"] = " ".join(CLAUSE.split(operation["description"], maxsplit=1)[0].split())
+    described = operation.get("description", "")
+    if described and operation["summary"] == operation["operationId"].replace("_", " ").title():
+        operation["summary"] = " ".join(CLAUSE.split(described, maxsplit=1)[0].split())
 
 
 def _settle_parameters(operation: dict[str, Any]) -> None:
