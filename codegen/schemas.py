@@ -67,7 +67,7 @@ def _answers(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for method, operation in path.items():
             if method in openapi.METHODS and not LEFT_OUT & set(operation.get("tags", ())):
-                walk([answer for status, answer in operation["responses"].items() if status.startswith("2")])
+                walk([answer.get("content") for status, answer in operation["responses"].items() if status[0] == "2"])
     texts = {name: _lenient(schemas[name], {}) for name in found if "enum" in schemas[name]}
     found -= {*texts, *(name for name in found if name.startswith("OpenAI"))}
     names: dict[str, str | dict[str, Any]] = {**texts, **_names(found)}

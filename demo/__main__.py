@@ -71,10 +71,10 @@ def _run(client: Client, options: argparse.Namespace, scratch: Path, began: floa
     archive = Path(options.dataset) if options.dataset else draw_dataset(scratch)
     console.print(f"Uploading {archive.name} ({archive.stat().st_size / 1e6:.1f} MB)")
     dataset = client.datasets.upload(archive).wait()
-    summary = dataset.summary or {}
+    summary = dataset.summary or schemas.DatasetSummary()
     console.print(
-        f"Dataset {dataset.id}: {summary['images']} images, {summary['instances']} objects, "
-        f"{summary['errors']} errors, {summary['warnings']} warnings"
+        f"Dataset {dataset.id}: {summary.images} images, {summary.instances} objects, "
+        f"{summary.errors} errors, {summary.warnings} warnings"
     )
     job = client.jobs.create(dataset, name="demo", base_model="sam3-tiny", config=CONFIG)
     console.print(f"Job {job.id} posted; a worker trains it in a process of its own")
@@ -140,22 +140,22 @@ def watched() -> Iterator[Callable[[schemas.Job], object]]:
 
 def report(job: schemas.Job, began: float) -> None:
     """The table, and the last line that scripts read."""
-    result, trainable = job.result or {}, job.trainable or {}
-    base, tuned = result["base"]["metrics"], result["best"]["evaluation"]["metrics"]
+    result, trainable = job.result or schemas.JobResult(), job.trainable or schemas.JobTrainable()
+    base, tuned = (result.base or {})["metrics"], (result.best or {})["evaluation"]["metrics"]
     table = Table("metric", "base", "tuned", title="on the validation images")
     for name in ("segm_mAP", "segm_mAP50", "bbox_mAP", "cgF1", "IL_FPR"):
         table.add_row(name, _figure(base[name]), _figure(tuned[name]))
     console.print(table)
-    percent = trainable["percent"]
+    percent, train_seconds = trainable.percent or 0, result.train_seconds or 0
     console.print(
-        f"{trainable['parameters']:,} trainable parameters ({percent:.2f} % of sam3-tiny), "
-        f"{result['steps']} steps in {result['train_seconds']:.0f} s"
+        f"{trainable.parameters:,} trainable parameters ({percent:.2f} % of sam3-tiny), "
+        f"{result.steps} steps in {train_seconds:.0f} s"
     )
     total = time.monotonic() - began
     print(
         f"demo: job={job.status} segm_mAP_base={_figure(base['segm_mAP'])} "
         f"segm_mAP_tuned={_figure(tuned['segm_mAP'])} trainable_percent={percent:.2f} "
-        f"train_seconds={result['train_seconds']:.0f} total_seconds={total:.0f}"
+        f"train_seconds={train_seconds:.0f} total_seconds={total:.0f}"
     )
 
 

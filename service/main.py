@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from sam3_lora.version import VERSION
-from service.api import documentation, errors
+from service.api import documentation, errors, messages, openapi_document
 from service.api.authentication import Authentication
-from service.api.deprecation import Deprecations, describe_headers
+from service.api.deprecation import Deprecations
 from service.api.deps import Services
-from service.api.errors import Problem
 from service.api.exposition import Exposition
 from service.api.job_creation import JobCreation
 from service.api.job_views import JobWatch
-from service.api.links import add_links
 from service.api.middleware import RequestContext
 from service.api.openai.routes import files, fine_tuning
 from service.api.openai.routes import uploads as openai_uploads
-from service.api.openai.schemas.uploads import OpenAIUploadCreate
 from service.api.rates import Rates
 from service.api.routes import (
     actions,
@@ -45,8 +42,6 @@ from service.api.routes import (
     uploads,
     webhooks,
 )
-from service.api.schemas.datasets import DatasetCreate
-from service.api.schemas.uploads import UploadCreate
 from service.api.waiting import PredictionWatch
 from service.pages.site import add_pages
 from service.shared.clock import Clock, SystemClock
@@ -139,9 +134,11 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         servers=[{"url": "/v1"}, {"url": "/"}],
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # `tracing` and `Exposition` do it
+        openapi_url=None,  # `documentation` answers it, as the page that shows it
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        webhooks=messages.router,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = Services(
@@ -168,40 +165,5 @@ def create_app(settings: Settings, *, clock: Clock | None = None, queue: Queue |
         app.include_router(module.router)
     app.include_router(documentation.router)
     add_pages(app)
-    _describe(app)
+    openapi_document.describe(app, keys_required=settings.require_keys)
     return app
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's schema without null: one that is not given is left out."""
-    if "anyOf" not in schema:
-        return schema
-    kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
-    others = {name: value for name, value in schema.items() if name != "anyOf"}
-    return others | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
-
-
-def _describe(app: FastAPI) -> None:
-    """Add to the OpenAPI document what FastAPI cannot know: problems, that 422 is one of them, bodies read by hand."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
-            schemas = document["components"]["schemas"]
-            for model in (Problem, DatasetCreate, UploadCreate, OpenAIUploadCreate):
-                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-            described = errors.problem_responses(422)[422]
-            for operation in (operation for path in document["paths"].values() for operation in path.values()):
-                if "422" in operation["responses"]:
-                    operation["responses"]["422"] = described
-                for parameter in operation.get("parameters", []):
-                    parameter["schema"] = _without_null(parameter["schema"])
-            add_links(document)
-            describe_headers(document)
-        return app.openapi_schema or {}
-
-    app.openapi = openapi  # type: ignore[method-assign]

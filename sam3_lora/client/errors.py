@@ -35,13 +35,10 @@ class DatasetNotReadyError(ClientError):
 
     def __init__(self, dataset: Dataset, report: DatasetValidation) -> None:
         self.dataset, self.report = dataset, report
-        errors = [issue for issue in report.issues if issue.get("severity") == "error"]
-        lines = [
-            f"  {issue['code']}: {issue['message']} ({issue.get('image') or issue.get('file') or 'dataset'})"
-            for issue in errors[:10]
-        ]
+        errors = [issue for issue in report.issues if issue.severity == "error"]
+        lines = [f"  {issue.code}: {issue.message} ({issue.image or issue.file or 'dataset'})" for issue in errors[:10]]
         if fault := dataset.error:
-            lines.insert(0, f"  {fault.get('code')}: {fault.get('message')} {fault.get('hint') or ''}".rstrip())
+            lines.insert(0, f"  {fault.code}: {fault.message} {fault.hint or ''}".rstrip())
         more = [f"  and {len(errors) - 10} more: see the report"] if len(errors) > 10 else []
         super().__init__("\n".join([f"dataset {dataset.id} is {dataset.status}", *lines, *more]))
 

@@ -93,8 +93,10 @@ def told(job: Job) -> str:
 
 def told_best(job: Job) -> str:
     """Its best metric, if it has one."""
-    best = job.best or {}
-    return "" if best.get("value") is None else f"{str(best['metric']).removeprefix('val/')} {best['value']:.3f}"
+    best = job.best
+    if best is None or best.value is None:
+        return ""
+    return f"{(best.metric or '').removeprefix('val/')} {best.value:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -38,10 +38,25 @@ class Adapted(BaseModel):
         extra="allow",
     )
     modules: int
+    """
+    Modules that get an adapter.
+    """
     components: list[str]
+    """
+    Parts of the model that these are in.
+    """
     trainable_parameters: int
+    """
+    Numbers that are trained.
+    """
     total_parameters: int
+    """
+    Numbers of the model, with the adapters.
+    """
     trainable_percent: float
+    """
+    Trained ones in percent of all.
+    """
 
 
 class Archive(BaseModel):
@@ -71,7 +86,39 @@ class AttemptWorker(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The worker.
+    """
     device: str | None
+    """
+    What it computes on; null where it did not tell.
+    """
+
+
+class CategoryStats(BaseModel):
+    """
+    A category over all splits.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    id: int | str | None = None
+    """
+    In the dataset.
+    """
+    name: str | None = None
+    """
+    In the dataset.
+    """
+    instances: int | None = None
+    """
+    Annotated objects.
+    """
+    images: int | None = None
+    """
+    Images that show any.
+    """
 
 
 class CheckpointFile(BaseModel):
@@ -257,6 +304,52 @@ class ComparisonUrls(BaseModel):
     """
 
 
+class DatasetIssue(BaseModel):
+    """
+    A problem of a dataset.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    severity: str | None = None
+    """
+    error: it cannot be trained on; warning: it can.
+    """
+    code: str | None = None
+    """
+    Stable name of the kind of problem; new ones may be added.
+    """
+    file: str | None = None
+    """
+    Path in the dataset; null for a problem of the whole.
+    """
+    pointer: str | None = None
+    """
+    JSON Pointer into the file.
+    """
+    image: str | None = None
+    """
+    Path of the image.
+    """
+    annotation_id: int | str | None = None
+    """
+    Id of the annotation.
+    """
+    message: str | None = None
+    """
+    What is wrong.
+    """
+    hint: str | None = None
+    """
+    What to do about it; may be empty.
+    """
+    count: int | None = None
+    """
+    How many problems this entry stands for.
+    """
+
+
 class DatasetSource(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -266,11 +359,55 @@ class DatasetSource(BaseModel):
     `file`: the archive came with the request. One of: file, upload, uri, path, demo
     """
     upload_id: str | None = None
+    """
+    The upload that it was made of.
+    """
     uri: str | None = None
     """
     Without its query.
     """
     path: str | None = None
+    """
+    Where it lay on the workers.
+    """
+
+
+class DatasetSummary(BaseModel):
+    """
+    How much is in a dataset, and how much is wrong with it.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    errors: int | None = None
+    """
+    Problems that keep it from being trained on, also those that are not listed.
+    """
+    warnings: int | None = None
+    """
+    Problems that do not, also those that are not listed.
+    """
+    images: int | None = None
+    """
+    Images of all splits.
+    """
+    instances: int | None = None
+    """
+    Annotated objects.
+    """
+    categories: int | None = None
+    """
+    Categories, by name.
+    """
+    images_without_annotations: int | None = None
+    """
+    Images that show none of them.
+    """
+    truncated: bool | None = None
+    """
+    Whether some problems are only counted.
+    """
 
 
 class DatasetUrls(BaseModel):
@@ -278,26 +415,17 @@ class DatasetUrls(BaseModel):
         extra="allow",
     )
     self: str
+    """
+    The dataset.
+    """
     validation: str
+    """
+    The report of its check.
+    """
     preview: str
-
-
-class DatasetValidation(BaseModel):
     """
-    The report of a dataset's check: every problem that was found, with where it is and what to do.
+    Pictures of it.
     """
-
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    dataset_id: str
-    status: str
-    """
-    One of: processing, ready, invalid, failed
-    """
-    summary: dict[str, Any] | None = None
-    issues: list[dict[str, Any]]
-    stats: dict[str, Any] | None = None
 
 
 class DeviceFit(BaseModel):
@@ -305,6 +433,9 @@ class DeviceFit(BaseModel):
         extra="allow",
     )
     device: str
+    """
+    Name of the device.
+    """
     memory_bytes: int
     """
     Of each GPU; of a CPU's machine.
@@ -388,16 +519,25 @@ class Event(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     seq: int
     """
     Counts from 1 without gaps per job.
     """
     job_id: str
+    """
+    The job.
+    """
     attempt: int
     """
     The attempt in which it happened; 0 before the first.
     """
     created_at: AwareDatetime
+    """
+    When it was written down.
+    """
     type: str
     """
     status, phase, resolved, message, checkpoint, evaluation, artifact, result, error; new types may be added. An
@@ -440,6 +580,32 @@ class Export(BaseModel):
     created_at: AwareDatetime
     """
     When it was first asked for.
+    """
+
+
+class Failure(BaseModel):
+    """
+    Why something failed.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    code: str | None = None
+    """
+    Stable name, for programs.
+    """
+    message: str | None = None
+    """
+    What went wrong.
+    """
+    hint: str | None = None
+    """
+    What to do about it; may be empty.
+    """
+    retryable: bool | None = None
+    """
+    Whether the same may succeed later.
     """
 
 
@@ -488,6 +654,9 @@ class InitFrom(BaseModel):
         extra="allow",
     )
     checkpoint_id: str
+    """
+    The checkpoint whose adapter it starts from.
+    """
 
 
 class Instance(BaseModel):
@@ -508,6 +677,32 @@ class Instance(BaseModel):
     """
 
 
+class JobBest(BaseModel):
+    """
+    The best checkpoint so far.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    checkpoint_id: str | None = None
+    """
+    The checkpoint.
+    """
+    metric: str | None = None
+    """
+    By which it is the best, named as in `config.evaluation.metric`: without the `val/` that it has among the metrics.
+    """
+    value: int | float | None = None
+    """
+    Of the metric; null for a job without validation.
+    """
+    epoch: int | None = None
+    """
+    After which it was saved, from 1.
+    """
+
+
 class JobFailure(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -518,9 +713,21 @@ class JobFailure(BaseModel):
     base_model_unavailable, storage_full, adapter_invalid, checkpoint_invalid, internal.
     """
     message: str
+    """
+    What went wrong.
+    """
     hint: str
+    """
+    What to do about it; may be empty.
+    """
     retryable: bool
+    """
+    Whether the same job may succeed if simply run again.
+    """
     attempt: int
+    """
+    The attempt that failed.
+    """
 
 
 class JobLimits(BaseModel):
@@ -555,32 +762,150 @@ class JobResources(BaseModel):
     """
 
 
+class JobResult(BaseModel):
+    """
+    What a run came to.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    model_id: str | None = None
+    """
+    The tuned model, which may have been deleted since; null until it is made.
+    """
+    steps: int | None = None
+    """
+    Optimiser steps that were taken.
+    """
+    epochs: int | None = None
+    """
+    Epochs that were trained.
+    """
+    stopped_early: bool | None = None
+    """
+    Whether it ended before its last epoch: no epoch was better for long, or it was asked to stop.
+    """
+    metric: str | None = None
+    """
+    By which checkpoints were compared.
+    """
+    best: dict[str, Any] | None = None
+    """
+    The best checkpoint: `value`, `epoch`, `step` and its `evaluation`.
+    """
+    base: dict[str, Any] | None = None
+    """
+    Evaluation of the untuned model; null if it was not measured.
+    """
+    trainable_parameters: int | None = None
+    """
+    Numbers that were trained.
+    """
+    trainable_percent: int | float | None = None
+    """
+    The same in percent of the model's.
+    """
+    skipped_steps: int | None = None
+    """
+    Steps that were left out because their gradients were not finite.
+    """
+    train_seconds: int | float | None = None
+    """
+    Seconds of training, without validations.
+    """
+    peak_memory_bytes: int | None = None
+    """
+    Most memory on one device.
+    """
+    processes: int | None = None
+    """
+    Processes that trained together.
+    """
+    checkpoint: str | None = None
+    """
+    Where the trainer kept the best adapter in its own folder.
+    """
+    notices: list[str] | None = None
+    """
+    What should be known of the run.
+    """
+
+
+class JobTrainable(BaseModel):
+    """
+    What is trained.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    parameters: int | None = None
+    """
+    Numbers that are trained.
+    """
+    percent: int | float | None = None
+    """
+    The same in percent of the model's.
+    """
+
+
 class JobUrls(BaseModel):
     model_config = ConfigDict(
         extra="allow",
     )
     self: str
+    """
+    The job.
+    """
     html: str
     """
     The job's page, for people.
     """
     events: str
+    """
+    What has happened to it.
+    """
     stream: str
     """
-    Events as they come (SSE).
+    The same as it happens.
     """
     metrics: str
+    """
+    Its curves.
+    """
     logs: str
+    """
+    The trainer's log.
+    """
     logs_stream: str
     """
     The log as it is written (SSE).
     """
     checkpoints: str
+    """
+    Its saved adapters.
+    """
     attempts: str
+    """
+    Which workers have tried it.
+    """
     evaluation: str
+    """
+    Base against tuned.
+    """
     report: str
+    """
+    A page about the run; 404 until it has ended.
+    """
     samples: str
+    """
+    Sample images.
+    """
     dataset: str
+    """
+    Its dataset.
+    """
 
 
 class JobWorker(BaseModel):
@@ -588,8 +913,17 @@ class JobWorker(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The worker.
+    """
     device: str | None
+    """
+    What it computes on; null where it did not tell.
+    """
     last_heartbeat_at: AwareDatetime | None
+    """
+    Its last sign of life for this job.
+    """
 
 
 class Liveness(BaseModel):
@@ -597,6 +931,9 @@ class Liveness(BaseModel):
         extra="allow",
     )
     status: str | None = None
+    """
+    Always `ok`.
+    """
 
 
 class Log(BaseModel):
@@ -608,11 +945,17 @@ class Log(BaseModel):
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     offset: int
     """
     Where `data` begins.
     """
     data: str
+    """
+    The text; bytes that are no UTF-8 are replaced.
+    """
     next_offset: int
     """
     Give it as `after` to get what follows.
@@ -650,12 +993,21 @@ class Memory(BaseModel):
         extra="allow",
     )
     peak: int
+    """
+    All of it together.
+    """
     weights: int
+    """
+    The base model's weights.
+    """
     adapters: int
     """
     With gradients and optimiser state.
     """
     activations: int
+    """
+    What the step computes and keeps until it is done.
+    """
     batch: dict[str, Any]
     """
     Assumed: two categories and four objects in each image. Where a step does not fit, a run computes it in smaller
@@ -694,13 +1046,25 @@ class MetricPoint(BaseModel):
         extra="allow",
     )
     step: int
+    """
+    Optimiser step after which it was measured.
+    """
     epoch: float | None
+    """
+    Epoch in which it was measured, from 1.
+    """
     value: float | None
+    """
+    Null where it was not finite or not defined.
+    """
     finite: bool
     """
     False: the value was NaN or infinite and is shown as null.
     """
     created_at: AwareDatetime
+    """
+    When it was written down.
+    """
 
 
 class Metrics(BaseModel):
@@ -708,6 +1072,9 @@ class Metrics(BaseModel):
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     keys: list[str]
     """
     Names of all metrics in this answer.
@@ -717,6 +1084,9 @@ class Metrics(BaseModel):
     Give it as `after_step` to get what follows.
     """
     series: dict[str, list[MetricPoint]]
+    """
+    Points of each metric in the order of their steps.
+    """
     constants: dict[str, float | None]
     """
     Latest values of the untuned model's metrics, `base/...`: lines to compare the others with, whatever steps were
@@ -831,12 +1201,21 @@ class CheckpointPage(BaseModel):
         extra="allow",
     )
     data: list[Checkpoint]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class Panel(BaseModel):
@@ -915,14 +1294,20 @@ class PreviewImage(BaseModel):
     )
     split: str
     """
-    One of: train, validation, test
+    The split that the image is of. One of: train, validation, test
     """
     file_name: str
+    """
+    Path of the image in the dataset.
+    """
     width: int
     """
     Of the image itself, in pixels; the picture is smaller.
     """
     height: int
+    """
+    Of the image itself, in pixels.
+    """
     instances: int
     """
     Annotations of the image, drawn or not.
@@ -943,15 +1328,24 @@ class Progress(BaseModel):
     )
     percent: int | float | None = None
     """
-    Of its steps.
+    Steps that are done, in percent.
     """
     epoch: int | float | None = None
     """
-    Counts from 1.
+    The present epoch, from 1.
     """
     epochs: int | float | None = None
+    """
+    Epochs of the whole training.
+    """
     step: int | float | None = None
+    """
+    Optimiser steps that are done.
+    """
     steps: int | float | None = None
+    """
+    Optimiser steps of the whole training.
+    """
     loss: int | float | None = None
     """
     Of the last step; null before the first, and where it was not finite.
@@ -974,6 +1368,9 @@ class Progress(BaseModel):
     All that it will be asked about then.
     """
     updated_at: AwareDatetime | None = None
+    """
+    When the trainer told so.
+    """
 
 
 class QueueLine(BaseModel):
@@ -981,8 +1378,17 @@ class QueueLine(BaseModel):
         extra="allow",
     )
     project: str
+    """
+    Whose jobs these are.
+    """
     priority: int
+    """
+    Of these jobs.
+    """
     queued: int
+    """
+    How many wait.
+    """
 
 
 class QueuePosition(BaseModel):
@@ -1018,6 +1424,9 @@ class Queue(BaseModel):
     Of all projects.
     """
     running: int
+    """
+    Jobs that workers have now.
+    """
     workers: int
     """
     That train.
@@ -1046,7 +1455,7 @@ class Readiness(BaseModel):
     )
     status: str
     """
-    One of: ok, degraded, failed
+    The worst of `checks`. One of: ok, degraded, failed
     """
     checks: dict[str, str]
     """
@@ -1063,7 +1472,13 @@ class Recipe(BaseModel):
         extra="allow",
     )
     base_model: str
+    """
+    Name of the base model.
+    """
     description: str
+    """
+    What it is.
+    """
     available: bool
     """
     Whether this server has the model's weights.
@@ -1112,11 +1527,36 @@ class Sample(BaseModel):
     """
 
 
+class SideStats(BaseModel):
+    """
+    A side of all images, in pixels.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    min: int | None = None
+    """
+    The least.
+    """
+    max: int | None = None
+    """
+    The largest.
+    """
+    median: int | float | None = None
+    """
+    The middle one.
+    """
+
+
 class Trial(BaseModel):
     model_config = ConfigDict(
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     status: str
     """
     One of: validating_files, queued, running, pausing, paused, cancelling, succeeded, failed, cancelled
@@ -1126,11 +1566,17 @@ class Trial(BaseModel):
     What it tries: fields of `config` by their path.
     """
     metric: str | None
+    """
+    By which checkpoints are compared; null before the first.
+    """
     value: float | None
     """
     Of its best checkpoint so far.
     """
     url: str
+    """
+    The job.
+    """
 
 
 class UploadListed(BaseModel):
@@ -1184,12 +1630,21 @@ class UploadPart(BaseModel):
         extra="allow",
     )
     upload_id: str
+    """
+    The upload.
+    """
     number: int
     """
     From 1.
     """
     bytes: int
+    """
+    Size of the part.
+    """
     sha256: str
+    """
+    SHA-256 of the part.
+    """
 
 
 class UploadUrls(BaseModel):
@@ -1197,11 +1652,17 @@ class UploadUrls(BaseModel):
         extra="allow",
     )
     self: str
+    """
+    The upload.
+    """
     part: str
     """
     Replace `{number}` and PUT the part's bytes there.
     """
     complete: str
+    """
+    POST there once all parts have arrived.
+    """
 
 
 class Usage(BaseModel):
@@ -1213,6 +1674,9 @@ class Usage(BaseModel):
     Seconds of all attempts, times `resources.gpus`; of one that goes on, up to its last heartbeat.
     """
     peak_memory_bytes: int | None
+    """
+    Most memory that the trainer had on one device; null until it has told.
+    """
 
 
 class Version(BaseModel):
@@ -1220,7 +1684,13 @@ class Version(BaseModel):
         extra="allow",
     )
     version: str
+    """
+    Version of the service.
+    """
     api: str | None = None
+    """
+    Version of the API, which paths begin with.
+    """
     base_models: list[str]
     """
     What jobs on this server may name as base_model.
@@ -1236,20 +1706,41 @@ class Worker(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The worker.
+    """
     kind: str
     """
     gpu: trains and compares; cpu: checks, exports, delivers; predict: answers predictions.
     """
     host: str
+    """
+    Machine that it runs on.
+    """
     device: str | None
+    """
+    What it computes on; null where it did not tell.
+    """
     memory_bytes: int | None
+    """
+    Of the smallest of its devices; null where it did not tell.
+    """
     gpus: int
+    """
+    That its jobs may use; of no meaning where it does not train.
+    """
     job_id: str | None
     """
     The job that it trains now.
     """
     started_at: AwareDatetime
+    """
+    When it was started.
+    """
     last_seen_at: AwareDatetime
+    """
+    Its last sign of life.
+    """
 
 
 class Attempt(BaseModel):
@@ -1261,12 +1752,18 @@ class Attempt(BaseModel):
         extra="allow",
     )
     job_id: str
+    """
+    The job.
+    """
     attempt: int
     """
     Counts from 1.
     """
     worker: AttemptWorker
     started_at: AwareDatetime
+    """
+    When the worker took the job.
+    """
     ended_at: AwareDatetime | None
     """
     When it was given back; for a lost worker, its last sign of life.
@@ -1276,6 +1773,9 @@ class Attempt(BaseModel):
     State the job went to; null while the attempt goes on.
     """
     reason: str | None
+    """
+    Why it ended; null while it goes on, and where there is nothing to say.
+    """
     gpu_seconds: float | None
     """
     Seconds between the two, times the job's GPUs; null while the attempt goes on.
@@ -1365,6 +1865,9 @@ class DatasetPreview(BaseModel):
         extra="allow",
     )
     data: list[PreviewImage]
+    """
+    Pictures, spread over the images of each split.
+    """
 
 
 class Dataset(BaseModel):
@@ -1376,7 +1879,13 @@ class Dataset(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     name: str
+    """
+    For people.
+    """
     project: str
     """
     Whose it is; quotas count it there.
@@ -1386,6 +1895,9 @@ class Dataset(BaseModel):
     One of: processing, ready, invalid, failed
     """
     filename: str
+    """
+    What its archive was called.
+    """
     source: DatasetSource
     bytes: int | None
     """
@@ -1395,20 +1907,75 @@ class Dataset(BaseModel):
     """
     Of the archive. Datasets of the same bytes share one stored archive, and the report of a ready one.
     """
-    summary: dict[str, Any] | None
+    summary: DatasetSummary | None
     """
     Counts of the validation report, once there is one.
     """
-    error: dict[str, Any] | None
+    error: Failure | None
     """
-    Why the fetching or the check itself failed: `{code, message, hint, retryable}`.
+    Why the fetching or the check itself failed.
     """
     created_at: AwareDatetime
+    """
+    When it was created.
+    """
     finished_at: AwareDatetime | None
     """
     When the check ended.
     """
     urls: DatasetUrls
+
+
+class DatasetStats(BaseModel):
+    """
+    Numbers of a dataset over all its splits.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    per_category: list[CategoryStats] | None = None
+    """
+    The first categories.
+    """
+    image_sizes: dict[str, SideStats] | None = None
+    """
+    Empty where no image has a known size.
+    """
+    duplicates: int | None = None
+    """
+    Images whose content an earlier image of the same split has.
+    """
+
+
+class DatasetValidation(BaseModel):
+    """
+    The report of a dataset's check: every problem that was found, with where it is and what to do.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    dataset_id: str
+    """
+    The dataset.
+    """
+    status: str
+    """
+    One of: processing, ready, invalid, failed
+    """
+    summary: DatasetSummary | None = None
+    """
+    How much there is and was found; null while there is no report.
+    """
+    issues: list[DatasetIssue]
+    """
+    Problems, errors first; of each kind as many as are worth reading, then how many more there are.
+    """
+    stats: DatasetStats | None = None
+    """
+    Numbers of the dataset; null while there is no report.
+    """
 
 
 class Detection(BaseModel):
@@ -1438,16 +2005,25 @@ class Estimate(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    The same for all that ask for the same.
+    """
     status: str
     """
-    One of: ready, pending
+    Whether the numbers are there. One of: ready, pending
     """
     resolved: dict[str, Any]
     """
     As of a job: every value as used.
     """
     adapted: Adapted | None
+    """
+    What would be trained.
+    """
     memory: Memory | None
+    """
+    What a training step would need.
+    """
     devices: list[DeviceFit]
     """
     Of the living workers that tell; empty while pending.
@@ -1522,13 +2098,22 @@ class EventPage(BaseModel):
         extra="allow",
     )
     data: list[Event]
+    """
+    The events, in the order that was asked for.
+    """
     first_seq: int | None
+    """
+    Of the first event in `data`; null if there is none.
+    """
     last_seq: int
     """
     Of the last event in `data`, else `after`. In ascending order give it as `after`, in descending as `before`,
     to get what follows.
     """
     has_more: bool
+    """
+    Whether more follow in this order.
+    """
 
 
 class File(BaseModel):
@@ -1540,19 +2125,28 @@ class File(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque; of a dataset, the same as in `/datasets`.
+    """
     bytes: int
     """
     Size of its content; 0 until a dataset has been fetched from where it comes from.
     """
     created_at: int
+    """
+    In seconds since 1970.
+    """
     expires_at: int | None = None
     """
     Always null: a file stays until it is deleted, or its operator's time for unused datasets has passed.
     """
     filename: str
+    """
+    What it is called.
+    """
     purpose: str
     """
-    One of: fine-tune, fine-tune-results
+    fine-tune: a dataset; fine-tune-results: what a job left behind. One of: fine-tune, fine-tune-results
     """
     status: str
     """
@@ -1574,8 +2168,17 @@ class Job(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     name: str
+    """
+    For people.
+    """
     project: str
+    """
+    Whom it is for.
+    """
     status: str
     """
     One of: validating_files, queued, running, pausing, paused, cancelling, succeeded, failed, cancelled
@@ -1585,20 +2188,41 @@ class Job(BaseModel):
     What a running job is doing; new phases may be added.
     """
     status_reason: str | None
+    """
+    Why it is in this state, or what was asked of it; null where there is nothing to say.
+    """
     is_terminal: bool
+    """
+    Whether it has ended.
+    """
     allowed_actions: list[str]
     """
     What is possible in this state, besides PATCH and clone, which always are.
     """
     base_model: str
+    """
+    The model that is adapted.
+    """
     init_from: InitFrom | None
+    """
+    The adapter that it starts from; null: the bare base.
+    """
     retry_of: str | None
+    """
+    The job that it is a retry of.
+    """
     resumes_from: str | None
     """
     Job whose last good checkpoint a retry goes on from.
     """
     dataset_id: str
+    """
+    Dataset that it trains on.
+    """
     validation_dataset_id: str | None
+    """
+    Dataset of its validation images; null: that which it trains on.
+    """
     sweep_id: str | None
     """
     The sweep that it belongs to.
@@ -1617,13 +2241,28 @@ class Job(BaseModel):
     under `run` what the trainer reported.
     """
     seed: int
+    """
+    Seed of everything random.
+    """
     resources: JobResources
     priority: int
+    """
+    Higher runs earlier.
+    """
     limits: JobLimits
     tags: list[str]
+    """
+    Labels to filter lists by.
+    """
     metadata: dict[str, str]
+    """
+    Texts that are stored with it.
+    """
     queue: QueuePosition
     progress: Progress | None
+    """
+    How far it is; null until the trainer has told.
+    """
     attempt: int
     """
     Times a worker has started it.
@@ -1632,19 +2271,39 @@ class Job(BaseModel):
     """
     The worker that has it now.
     """
-    best: dict[str, Any] | None
+    best: JobBest | None
     """
-    The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`. `metric` is named as in
-    `config.evaluation.metric`: without the `val/` that it has among the metrics.
+    The best checkpoint so far.
     """
-    result: dict[str, Any] | None
+    result: JobResult | None
+    """
+    What the run came to; null unless it has succeeded.
+    """
     error: JobFailure | None
+    """
+    Why it failed; null otherwise.
+    """
     usage: Usage
-    trainable: dict[str, Any] | None
+    trainable: JobTrainable | None
+    """
+    What is trained; null until the trainer has told.
+    """
     created_at: AwareDatetime
+    """
+    When it was created.
+    """
     queued_at: AwareDatetime | None
+    """
+    When it last came into the queue; null while its datasets are being checked.
+    """
     started_at: AwareDatetime | None
+    """
+    When a worker first took it.
+    """
     finished_at: AwareDatetime | None
+    """
+    When it ended.
+    """
     urls: JobUrls
 
 
@@ -1720,12 +2379,21 @@ class AttemptPage(BaseModel):
         extra="allow",
     )
     data: list[Attempt]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class DatasetPage(BaseModel):
@@ -1733,12 +2401,21 @@ class DatasetPage(BaseModel):
         extra="allow",
     )
     data: list[Dataset]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class JobPage(BaseModel):
@@ -1746,12 +2423,21 @@ class JobPage(BaseModel):
         extra="allow",
     )
     data: list[Job]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class ModelPage(BaseModel):
@@ -1759,12 +2445,21 @@ class ModelPage(BaseModel):
         extra="allow",
     )
     data: list[Model]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class UploadListedPage(BaseModel):
@@ -1772,12 +2467,21 @@ class UploadListedPage(BaseModel):
         extra="allow",
     )
     data: list[UploadListed]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class RecipeList(BaseModel):
@@ -1785,6 +2489,9 @@ class RecipeList(BaseModel):
         extra="allow",
     )
     data: list[Recipe]
+    """
+    One recipe for each base model.
+    """
 
 
 class SampleList(BaseModel):
@@ -1818,13 +2525,25 @@ class Sweep(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     name: str
+    """
+    For people.
+    """
     project: str
+    """
+    Whom its jobs are for.
+    """
     status: str
     """
     One of: validating_files, queued, running, pausing, paused, cancelling, succeeded, failed, cancelled
     """
     is_terminal: bool
+    """
+    Whether all its jobs have ended.
+    """
     counts: dict[str, int]
     """
     Jobs by status.
@@ -1834,12 +2553,21 @@ class Sweep(BaseModel):
     The job with the highest metric so far.
     """
     trials: list[Trial]
+    """
+    Its jobs, in the order of their creation.
+    """
     request: dict[str, Any]
     """
     As submitted.
     """
     created_at: AwareDatetime
+    """
+    When it was created.
+    """
     url: str
+    """
+    The sweep.
+    """
 
 
 class Upload(BaseModel):
@@ -1851,28 +2579,49 @@ class Upload(BaseModel):
         extra="allow",
     )
     id: str
+    """
+    Opaque.
+    """
     status: str
     """
     Only a `completed` upload can become a dataset; it stays so until it expires. One of: pending, completed, expired
     """
     filename: str
+    """
+    What the file is called.
+    """
     bytes: int
+    """
+    Size of the whole file.
+    """
     sha256: str | None
     """
     As announced; of the whole file once it is completed.
     """
     part_bytes: int
+    """
+    Size of every part but the last.
+    """
     part_count: int
+    """
+    Parts of the whole file.
+    """
     parts: list[UploadPart]
     """
     The parts that have arrived, in order; empty once the upload is completed.
     """
     created_at: AwareDatetime
+    """
+    When it was announced.
+    """
     expires_at: AwareDatetime
     """
     Each part that arrives moves it.
     """
     completed_at: AwareDatetime | None
+    """
+    When its parts were put together; null until then.
+    """
     urls: UploadUrls
 
 
@@ -1881,6 +2630,9 @@ class WorkerList(BaseModel):
         extra="allow",
     )
     data: list[Worker]
+    """
+    Living workers, the oldest first.
+    """
 
 
 class Answer(BaseModel):
@@ -1977,12 +2729,21 @@ class ComparisonPage(BaseModel):
         extra="allow",
     )
     data: list[Comparison]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class SweepPage(BaseModel):
@@ -1990,12 +2751,21 @@ class SweepPage(BaseModel):
         extra="allow",
     )
     data: list[Sweep]
+    """
+    The items of this page, in the order that was asked for.
+    """
     first_id: str | None
+    """
+    Give it as `before` to get the page before.
+    """
     last_id: str | None
     """
     Give it as `after` to get the next page.
     """
     has_more: bool
+    """
+    Whether more follow: after this page, or before it where `before` was given.
+    """
 
 
 class Prediction(BaseModel):

@@ -78,7 +78,7 @@ def list_(
     """Datasets, the newest first."""
     with connected(url, key) as client:
         found = list(client.datasets.list(limit=limit))
-    rows = [(each.id, each.name, each.status, (each.summary or {}).get("images")) for each in found]
+    rows = [(each.id, each.name, each.status, each.summary and each.summary.images) for each in found]
     show_list(found, ("id", "name", "status", "images"), rows, as_json=as_json)
 
 
@@ -111,14 +111,14 @@ def delete(dataset: DatasetId, url: Url = None, key: Key = None) -> None:
 
 
 def _show(dataset: Dataset, *, as_json: bool) -> None:
-    summary = dataset.summary or {}
+    summary = dataset.summary
     lines = (
         ("id", dataset.id),
         ("name", dataset.name),
         ("status", dataset.status),
-        ("images", summary.get("images")),
-        ("annotations", summary.get("instances")),
-        ("categories", summary.get("categories")),
+        ("images", summary and summary.images),
+        ("annotations", summary and summary.instances),
+        ("categories", summary and summary.categories),
         ("bytes", dataset.bytes),
         ("sha256", dataset.sha256),
     )
@@ -128,8 +128,8 @@ def _show(dataset: Dataset, *, as_json: bool) -> None:
 def _show_report(told: DatasetValidation) -> None:
     notes.print(f"{told.dataset_id} is {told.status}")
     for issue in told.issues[:SHOWN_ISSUES]:
-        where = issue.get("image") or issue.get("file") or "the dataset"
-        count = f" ({issue['count']} times)" if issue.get("count", 1) > 1 else ""
-        typer.echo(f"{issue['severity']}: {issue['code']}: {where}: {issue['message']}{count}")
+        where = issue.image or issue.file or "the dataset"
+        count = f" ({issue.count} times)" if issue.count is not None and issue.count > 1 else ""
+        typer.echo(f"{issue.severity}: {issue.code}: {where}: {issue.message}{count}")
     if len(told.issues) > SHOWN_ISSUES:
         notes.print(f"and {len(told.issues) - SHOWN_ISSUES} more: --json has all of them")

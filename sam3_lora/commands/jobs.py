@@ -252,7 +252,6 @@ def _show(job: Job, *, as_json: bool) -> None:
     if as_json:
         write_json(job)
         return
-    model_id = (job.result or {}).get("model_id")
     lines = (
         ("id", job.id),
         ("name", job.name),
@@ -261,7 +260,7 @@ def _show(job: Job, *, as_json: bool) -> None:
         ("phase", job.phase),
         ("progress", _percent(job) or None),
         ("best", told_best(job) or None),
-        ("model", model_id),
+        ("model", job.result and job.result.model_id),
         ("error", job.error and f"{job.error.code}: {job.error.message}"),
         ("hint", job.error and job.error.hint),
         ("possible", ", ".join(job.allowed_actions) or None),

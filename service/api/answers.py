@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from fastapi import Response
 
+from service.api.response_headers import headers as described
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 POLL_AFTER_S = 5
 POLLED = {"Retry-After": str(POLL_AFTER_S)}
 """Of something that goes on: when to look at it again."""
+
+
+def created_responses(*further: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of the answer of `created`, with `further` headers."""
+    return {201: {"headers": described("Location", "Idempotent-Replayed", *further)}}
 
 
 def created(answer: Answer, headers: Mapping[str, str] = POLLED, *, body: dict[str, Any] | None = None) -> Response:

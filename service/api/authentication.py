@@ -180,6 +180,11 @@ def _headers(standing: Standing) -> dict[str, str]:
     }
 
 
+def needed_scope(operation: str, method: str) -> Scope | None:
+    """What a key must have for an operation, by its name; None: any key will do."""
+    return SCOPES.get(operation, Scope.READ if method in ("GET", "HEAD") else Scope.WRITE)
+
+
 async def authorised(request: Request) -> Access:
     """What the request may do.
 
@@ -187,10 +192,8 @@ async def authorised(request: Request) -> Access:
         ForbiddenError: if its key does not have the scope that the operation needs.
     """
     access: Access = request.scope["state"]["access"]
-    name = request.scope["route"].name
-    is_reading = request.method in ("GET", "HEAD")
-    needed = SCOPES.get(name, Scope.READ if is_reading else Scope.WRITE)
-    if needed is Scope.PREDICT and is_reading and access.allows(Scope.READ):
+    needed = needed_scope(request.scope["route"].name, request.method)
+    if needed is Scope.PREDICT and request.method in ("GET", "HEAD") and access.allows(Scope.READ):
         return access  # which models there are is also told to those who may read, but not ask them
     if needed is not None and not access.allows(needed):
         raise ForbiddenError(f"This API key lacks the scope {needed.value!r}, which the operation needs.")

@@ -1,12 +1,12 @@
-"""The page that shows the OpenAPI document: a browser loads Swagger UI for it, exactly the release named here."""
+"""The OpenAPI document, and the page that shows it: a browser loads Swagger UI for it, exactly the release named."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse
 
 # From https://registry.npmjs.org/swagger-ui-dist; the hashes are of its files (openssl dgst -sha384).
 SWAGGER_UI = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0"
@@ -39,6 +39,13 @@ POLICY = (
 )
 
 router = APIRouter(include_in_schema=False)
+
+
+@router.get("/openapi.json")
+@router.get("/v1/openapi.json")
+async def show_document(request: Request) -> JSONResponse:
+    """What all operations take and answer."""
+    return JSONResponse(request.app.openapi())
 
 
 @router.get("/docs", response_class=HTMLResponse)

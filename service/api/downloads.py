@@ -19,6 +19,7 @@ from service.api.conditional import (
     requested_range,
 )
 from service.api.errors import problem, problem_responses
+from service.api.response_headers import headers
 from service.shared.errors import NotFoundError, StorageError
 from service.shared.storage import Storage, StoredFile
 from service.shared.zip_layout import Member, ZipLayout
@@ -63,13 +64,23 @@ class Download:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def download_responses(media_type: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
+KEPT = ("ETag", "Last-Modified", "Cache-Control")
+"""Headers that are also sent with 304."""
+SENT = (*KEPT, "Repr-Digest", "Accept-Ranges", "Content-Disposition")
+BYTES = {"type": "string", "format": "binary"}
+SCHEMAS = {"application/json": {"type": ["object", "array"]}, "text/csv": {"type": "string"}}
+"""Of what is no mere bytes."""
+
+
+def download_responses(media_types: str | Sequence[str], *statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the answers of `send`, and of further problems."""
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    kinds = [media_types] if isinstance(media_types, str) else media_types
+    ranged = {kind: {"schema": BYTES} for kind in kinds}
+    whole = {kind: {"schema": SCHEMAS.get(kind, BYTES)} for kind in kinds}
     return {
-        200: {"description": "All of it", "content": content},
-        206: {"description": "The requested range", "content": content},
-        304: {"description": "Not modified"},
+        200: {"description": "All of it", "content": whole, "headers": headers(*SENT)},
+        206: {"description": "The requested range", "content": ranged, "headers": headers(*SENT, "Content-Range")},
+        304: {"description": "Not modified", "headers": headers(*KEPT)},
         **problem_responses(404, 412, 416, 503, *statuses),
     }
 
@@ -129,15 +140,14 @@ def archive_layout(files: Sequence[Packed]) -> ZipLayout:
 def send(request: Request, conditions: Conditions, download: Download) -> Response:
     """The answer to GET or HEAD."""
     version = Version(f'"{download.sha256}"', download.created_at)
-    headers = _headers(download, version)
+    sent = _headers(download, version)
     if forbids(conditions, version):
         detail = f"The tag of the file is {version.etag}, and it is of {version.last_modified}."
         return problem(request, 412, "precondition_failed", "Precondition failed", detail)
     if has_already(conditions, version):
-        kept = ("ETag", "Last-Modified", "Cache-Control")
-        return Response(status_code=304, headers={name: headers[name] for name in kept})
+        return Response(status_code=304, headers={name: sent[name] for name in KEPT})
     if request.method == "HEAD":  # a range is defined for GET alone
-        return Response(headers=headers | {"Content-Length": str(download.size_bytes)})
+        return Response(headers=sent | {"Content-Length": str(download.size_bytes)})
     try:
         part = requested_range(conditions, version, download.size_bytes)
     except UnsatisfiableRangeError:
@@ -145,11 +155,11 @@ def send(request: Request, conditions: Conditions, download: Download) -> Respon
         unsatisfied = {"Content-Range": f"bytes */{download.size_bytes}"}
         return problem(request, 416, "range_not_satisfiable", "Range not satisfiable", detail, headers=unsatisfied)
     start, end = (0, download.size_bytes) if part is None else (part.start, part.end)
-    headers["Content-Length"] = str(end - start)
+    sent["Content-Length"] = str(end - start)
     if part is not None:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{download.size_bytes}"
+        sent["Content-Range"] = f"bytes {start}-{end - 1}/{download.size_bytes}"
     status = HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT
-    return StreamingResponse(download.open(start, end), status, headers)
+    return StreamingResponse(download.open(start, end), status, sent)
 
 
 def _headers(download: Download, version: Version) -> dict[str, str]:

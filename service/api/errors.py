@@ -10,12 +10,13 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from service.api.schemas.lists import Read
 from service.shared.db.models.base import storable
 from service.shared.errors import ConflictError, DatabaseUnavailableError, QuotaExceededError, ServiceError
 
@@ -25,31 +26,51 @@ PROBLEM_JSON = "application/problem+json"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-class Fault(BaseModel):
-    pointer: str = Field(description="JSON Pointer into the body, or /query/..., /path/..., /header/...")
+class Fault(Read):
+    """What is wrong in one place of a request."""
+
+    pointer: str
+    """JSON Pointer into the body, or /query/..., /path/..., /header/..."""
     code: str
+    """Stable name of the fault, for programs."""
     message: str
+    """What is wrong there."""
 
 
-class OpenAIError(BaseModel):
+class OpenAIError(Read):
+    """The error as OpenAI's clients read it."""
+
     message: str
+    """The same as `detail`."""
     type: str
+    """invalid_request_error, or server_error where the status is 500 or more."""
     param: str | None
+    """The first place that is wrong; null where no place is named."""
     code: str
+    """The same as `code` outside."""
 
 
-class Problem(BaseModel):
+class Problem(Read):
     """What went wrong and what to do about it."""
 
     type: str = Field(examples=["urn:sam3-lora:problem:dataset_in_use"])
+    """`urn:sam3-lora:problem:` and the code."""
     title: str
+    """What kind of error it is, in a few words."""
     status: int
+    """HTTP status of the answer."""
     detail: str
+    """What went wrong this time and what to do about it."""
     instance: str
-    code: str = Field(description="Stable name of the error, for programs.")
+    """Path of the request."""
+    code: str
+    """Stable name of the error, for programs."""
     request_id: str
+    """The `X-Request-Id` of the answer, under which the log has it."""
     errors: list[Fault]
-    error: OpenAIError = Field(description="The same, as OpenAI clients expect it.")
+    """Every place in the request that is wrong; empty where the error is not about places."""
+    error: OpenAIError
+    """The same, as OpenAI clients expect it."""
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

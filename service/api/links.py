@@ -13,6 +13,8 @@ RESOURCES = {
     "SweepRead": "sweep_id",
     "ComparisonRead": "comparison_id",
     "PredictionRead": "prediction_id",
+    "WebhookEndpointWithSecret": "endpoint_id",
+    "WebhookDeliveryRead": "delivery_id",
     "FileRead": "file_id",
     "FineTuningJobRead": "fine_tuning_job_id",
 }

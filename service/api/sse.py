@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.deps import Services
+from service.api.response_headers import headers
 from service.shared.db.models import Job
 from service.shared.states import TERMINAL
 from service.usecases.following import Ended, Feed
@@ -28,8 +29,15 @@ FRAME = {
     "required": ["event", "data"],
 }
 RESPONSES: dict[int | str, dict[str, object]] = {
-    200: {"description": "The stream", "content": {"text/event-stream": {"schema": FRAME}}},
-    204: {"description": "The job has ended and nothing follows: an `EventSource` stops here"},
+    200: {
+        "description": "The stream",
+        "content": {"text/event-stream": {"schema": FRAME}},
+        "headers": headers(*HEADERS),
+    },
+    204: {
+        "description": "The job has ended and nothing follows: an `EventSource` stops here",
+        "headers": headers(*HEADERS),
+    },
 }
 
 After = Annotated[

@@ -40,7 +40,7 @@ def test_a_folder_becomes_an_adapter_over_a_bad_network(
         with bad_network(address, dice(7, least=2_000)) as network, Client(network.url) as client:
             dataset = client.datasets.upload(tmp_path / "shapes").wait(timeout_s=120)
             assert dataset.summary is not None
-            assert dataset.summary["images"] == 11
+            assert dataset.summary.images == 11
             job = client.jobs.create(dataset, base_model="sam3-tiny", config=QUICK)
             follower = threading.Thread(target=lambda: events.extend(job.events()))
             follower.start()

@@ -8,9 +8,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import TypeAdapter
 from sqlalchemy import event, text, update
 from sqlalchemy.exc import DBAPIError
 
+from service.api.schemas.messages import (
+    CheckpointMessage,
+    ComparisonMessage,
+    DatasetMessage,
+    EndpointMessage,
+    JobMessage,
+    OpenAIMessage,
+)
 from service.reconciler import Reconciler
 from service.shared.db.models import Comparison, WebhookDelivery
 from service.shared.db.repositories.attempts import Lease
@@ -34,14 +43,22 @@ if TYPE_CHECKING:
 NEVER_S = 1e9
 
 
+MESSAGE: TypeAdapter[Any] = TypeAdapter(
+    JobMessage | CheckpointMessage | DatasetMessage | ComparisonMessage | EndpointMessage | OpenAIMessage
+)
+
+
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"secret_key": KEY})
 
 
 def told(database: Database, endpoint_id: str) -> list[dict[str, Any]]:
-    """Messages for an endpoint, oldest first."""
-    return [json.loads(delivery.body) for delivery in deliveries(database, endpoint_id)]
+    """Messages for an endpoint, oldest first; each is as the OpenAPI document has it."""
+    messages = [json.loads(delivery.body) for delivery in deliveries(database, endpoint_id)]
+    for each in messages:
+        MESSAGE.validate_python(each)
+    return messages
 
 
 def fail(database: Database, clock: FakeClock, **how: Any) -> WebhookDelivery:

@@ -105,9 +105,9 @@ class AsyncJob(schemas.Job, AsyncResource):
             ClientError: if it has none yet.
         """
         await self.refresh()
-        if self.best is None:
+        if self.best is None or self.best.checkpoint_id is None:
             raise ClientError(f"job {self.id} has no checkpoint yet: it is {self.status}")
-        body = await self._transport.json("GET", f"/checkpoints/{self.best['checkpoint_id']}")
+        body = await self._transport.json("GET", f"/checkpoints/{self.best.checkpoint_id}")
         return AsyncCheckpoint.made(self._transport, body)
 
     async def download(self, target: str | Path) -> Path:
@@ -121,10 +121,9 @@ class AsyncJob(schemas.Job, AsyncResource):
             ClientError: if it has made none.
         """
         await self.refresh()
-        model_id = (self.result or {}).get("model_id")
-        if model_id is None:
+        if self.result is None or self.result.model_id is None:
             raise ClientError(f"job {self.id} has made no model: it is {self.status}")
-        return AsyncModel.made(self._transport, await self._transport.json("GET", f"/models/{model_id}"))
+        return AsyncModel.made(self._transport, await self._transport.json("GET", f"/models/{self.result.model_id}"))
 
     async def cancel(self) -> Self:
         """Cancel it; a running one saves a checkpoint first."""

@@ -105,9 +105,9 @@ class Job(schemas.Job, Resource):
             ClientError: if it has none yet.
         """
         self.refresh()
-        if self.best is None:
+        if self.best is None or self.best.checkpoint_id is None:
             raise ClientError(f"job {self.id} has no checkpoint yet: it is {self.status}")
-        body = self._transport.json("GET", f"/checkpoints/{self.best['checkpoint_id']}")
+        body = self._transport.json("GET", f"/checkpoints/{self.best.checkpoint_id}")
         return Checkpoint.made(self._transport, body)
 
     def download(self, target: str | Path) -> Path:
@@ -121,10 +121,9 @@ class Job(schemas.Job, Resource):
             ClientError: if it has made none.
         """
         self.refresh()
-        model_id = (self.result or {}).get("model_id")
-        if model_id is None:
+        if self.result is None or self.result.model_id is None:
             raise ClientError(f"job {self.id} has made no model: it is {self.status}")
-        return Model.made(self._transport, self._transport.json("GET", f"/models/{model_id}"))
+        return Model.made(self._transport, self._transport.json("GET", f"/models/{self.result.model_id}"))
 
     def cancel(self) -> Self:
         """Cancel it; a running one saves a checkpoint first."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from service.api.answers import created
+from service.api.answers import created, created_responses
 from service.api.bodies import StrictJsonRoute, validated
 from service.api.deps import AppServices, IdempotencyKey, JobId, WriteUnit
 from service.api.errors import problem_responses
@@ -24,7 +24,7 @@ ACTED: dict[str, Any] = {"status_code": 202, "responses": problem_responses(404,
 MADE: dict[str, Any] = {
     "status_code": 201,
     "response_model": JobRead,
-    "responses": problem_responses(400, 403, 404, 409, 413, 415, 422, 503),
+    "responses": {**created_responses("Retry-After"), **problem_responses(400, 403, 404, 409, 413, 415, 422, 503)},
 }
 
 
@@ -55,7 +55,7 @@ def resume_job(unit: WriteUnit, found: AppServices, job_id: JobId) -> JobRead:
     return read_job(unit, found.settings, actions.resume_job(unit, job_id))
 
 
-@router.post("/retry", **MADE)
+@router.post("/retry", **MADE, summary="Make a new job of one that did not succeed")
 def retry_job(
     unit: WriteUnit,
     found: AppServices,
@@ -79,7 +79,7 @@ def retry_job(
     return created(answer_once(unit, "jobs.retry", idempotency_key, request_sha256, make))
 
 
-@router.post("/clone", **MADE)
+@router.post("/clone", **MADE, summary="Create a job like this one, with changes")
 def clone_job(
     unit: WriteUnit,
     found: AppServices,

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Response
 from service.api.bodies import StrictJsonRoute
 from service.api.deps import ReadUnit, RequestAccess, WriteUnit
 from service.api.errors import problem_responses
+from service.api.response_headers import headers
 from service.api.schemas.api_keys import (
     ApiKeyCreate,
     ApiKeyCreated,
@@ -31,7 +32,11 @@ def get_me(access: RequestAccess) -> Me:
     return me(access)
 
 
-@router.post("/api_keys", status_code=201, responses=problem_responses(400, 403, 413, 415, 422, 503))
+@router.post(
+    "/api_keys",
+    status_code=201,
+    responses={201: {"headers": headers("Location")}, **problem_responses(400, 403, 413, 415, 422, 503)},
+)
 def create_api_key(response: Response, unit: WriteUnit, access: RequestAccess, body: ApiKeyCreate) -> ApiKeyCreated:
     """Make a key that allows no more than the own one. Its secret is in this answer and nowhere else.
 

@@ -31,7 +31,7 @@ def get_checkpoint(unit: ReadUnit, checkpoint_id: CheckpointId) -> CheckpointRea
 @router.get(
     "/{checkpoint_id}/files/{name}",
     response_class=StreamingResponse,
-    responses=download_responses("application/octet-stream"),
+    responses=download_responses(("application/octet-stream", "application/json")),
 )
 def download_file(
     request: Request,
@@ -54,7 +54,10 @@ def download_file(
 
 @router.head("/{checkpoint_id}/archive", include_in_schema=False)
 @router.get(
-    "/{checkpoint_id}/archive", response_class=StreamingResponse, responses=download_responses("application/zip")
+    "/{checkpoint_id}/archive",
+    response_class=StreamingResponse,
+    responses=download_responses("application/zip"),
+    summary="Download all files of a checkpoint as a zip archive",
 )
 def download_archive(
     request: Request, unit: ReadUnit, found: AppServices, conditions: RequestConditions, checkpoint_id: CheckpointId

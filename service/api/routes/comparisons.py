@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.answers import POLL_AFTER_S, created
+from service.api.answers import POLL_AFTER_S, created, created_responses
 from service.api.bodies import StrictJsonRoute
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.downloads import download_responses, of_row, send, stored
 from service.api.errors import problem_responses
+from service.api.response_headers import headers
 from service.api.routes.evaluation import PAGE_HEADERS
 from service.api.schemas.comparisons import (
     ComparisonCreate,
@@ -32,7 +33,11 @@ ComparisonId = Annotated[
 
 
 @router.post(
-    "", status_code=201, response_model=ComparisonRead, responses=problem_responses(400, 409, 413, 415, 422, 429, 503)
+    "",
+    status_code=201,
+    response_model=ComparisonRead,
+    responses={**created_responses("Retry-After"), **problem_responses(400, 409, 413, 415, 422, 429, 503)},
+    summary="Have two models measured on one dataset",
 )
 def create_comparison(
     unit: WriteUnit, found: AppServices, body: ComparisonCreate, idempotency_key: IdempotencyKey = None
@@ -63,7 +68,10 @@ def list_comparisons(unit: ReadUnit, query: Annotated[ComparisonQuery, Query()])
     return page_of(rows, has_more, comparison_read, lambda read: read.id)
 
 
-@router.get("/{comparison_id}", responses=problem_responses(404, 422, 503))
+@router.get(
+    "/{comparison_id}",
+    responses={200: {"headers": headers("Retry-After")}, **problem_responses(404, 422, 503)},
+)
 def get_comparison(response: Response, unit: ReadUnit, comparison_id: ComparisonId) -> ComparisonRead:
     """One comparison: how far it is, and which model is better once it has succeeded."""
     read = comparison_read(unit.comparisons.get(comparison_id))
@@ -79,7 +87,12 @@ def delete_comparison(found: AppServices, comparison_id: ComparisonId) -> None:
 
 
 @router.head("/{comparison_id}/report", include_in_schema=False)
-@router.get("/{comparison_id}/report", response_class=StreamingResponse, responses=download_responses("text/html", 422))
+@router.get(
+    "/{comparison_id}/report",
+    response_class=StreamingResponse,
+    responses=download_responses("text/html", 422),
+    summary="The report of a comparison",
+)
 def download_comparison_report(
     request: Request, unit: ReadUnit, found: AppServices, conditions: RequestConditions, comparison_id: ComparisonId
 ) -> Response:

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from service.api.answers import POLLED, created
+from service.api.answers import POLLED, created, created_responses
 from service.api.archives import checked_name, form_body, receive_archive
 from service.api.bodies import is_json, parse_json, read_json_body, validated
 from service.api.conditional import names
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
 from service.api.errors import problem_responses
 from service.api.forms import FormFile
+from service.api.response_headers import headers as described
 from service.api.schemas.datasets import (
     DatasetCreate,
     DatasetPreview,
@@ -33,7 +34,9 @@ from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
-DatasetId = Annotated[str, Path(max_length=64)]
+DatasetId = Annotated[
+    str, Path(max_length=64, description="The dataset.", examples=["ds_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
 MAX_PREVIEW = 100
 CREATE_BODY = {
     "required": True,
@@ -48,8 +51,9 @@ CREATE_BODY = {
     "",
     status_code=201,
     response_model=DatasetRead,
-    responses=problem_responses(400, 403, 408, 413, 415, 422, 503, 507),
+    responses={**created_responses("Retry-After"), **problem_responses(400, 403, 408, 413, 415, 422, 503, 507)},
     openapi_extra={"requestBody": CREATE_BODY},
+    summary="Create a dataset",
 )
 async def create_dataset(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a dataset of an archive in a form, or as JSON of one that lies elsewhere.
@@ -107,8 +111,11 @@ def list_preview(
     "/{dataset_id}/preview/{number}",
     response_class=Response,
     responses={
-        200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
-        304: {"description": "Not modified"},
+        200: {
+            "content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": described("ETag", "Cache-Control"),
+        },
+        304: {"description": "Not modified", "headers": described("ETag", "Cache-Control")},
         **problem_responses(404, 422, 503),
     },
 )
@@ -116,8 +123,8 @@ def get_preview(
     unit: ReadUnit,
     found: AppServices,
     dataset_id: DatasetId,
-    number: Annotated[int, Path(ge=0, le=MAX_PREVIEW)],
-    if_none_match: Annotated[str | None, Header()] = None,
+    number: Annotated[int, Path(ge=0, le=MAX_PREVIEW, description="In the list of all pictures, from 0.")],
+    if_none_match: Annotated[str | None, Header(description="Send none of these versions, but 304.")] = None,
 ) -> Response:
     """One picture. It never changes."""
     dataset = unit.datasets.get(dataset_id)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from service.api.bodies import StrictJsonRoute
 from service.api.deps import AppServices
 from service.api.errors import problem_responses
+from service.api.response_headers import headers
 from service.api.schemas.estimates import EstimateRead, estimate_read
 from service.api.schemas.jobs import JobCreate, job_spec
 from service.usecases.estimates import Forecast, forecast, is_answered
@@ -24,9 +25,14 @@ RETRY_AFTER_S = 5
     "",
     response_model=EstimateRead,
     responses={
-        202: {"model": EstimateRead, "description": "Not worked out yet: ask again with the same body"},
+        202: {
+            "model": EstimateRead,
+            "description": "Not worked out yet: ask again with the same body",
+            "headers": headers("Retry-After"),
+        },
         **problem_responses(400, 413, 415, 422, 503),
     },
+    summary="Tell what a job would take, without creating it",
 )
 async def estimate_job(found: AppServices, body: JobCreate) -> Response:
     """Tell what a job with this body would adapt, need and take, without creating it.

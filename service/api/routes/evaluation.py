@@ -35,6 +35,7 @@ def read_evaluation(unit: ReadUnit, job_id: JobId) -> EvaluationRead:
     "/{job_id}/evaluation/{model}/{name}",
     response_class=StreamingResponse,
     responses=download_responses("application/json"),
+    summary="Files behind an evaluation, as COCO JSON",
 )
 def download_evaluation(
     request: Request,
@@ -62,7 +63,11 @@ def download_evaluation(
 
 
 @router.head("/{job_id}/report", include_in_schema=False)
-@router.get("/{job_id}/report", response_class=StreamingResponse, responses=download_responses("text/html"))
+@router.get(
+    "/{job_id}/report",
+    response_class=StreamingResponse,
+    responses=download_responses(("text/html", "application/json")),
+)
 def download_report(
     request: Request,
     unit: ReadUnit,

@@ -4,12 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from service.api.answers import POLL_AFTER_S, created
+from service.api.answers import POLL_AFTER_S, created, created_responses
 from service.api.bodies import StrictJsonRoute
 from service.api.conditional import TAG, names
 from service.api.deps import AppServices, IdempotencyKey, JobId, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
 from service.api.job_views import JobView, read_jobs, view_jobs
+from service.api.response_headers import headers as described
 from service.api.schemas.checkpoints import CheckpointRead, checkpoint_read
 from service.api.schemas.job_queries import METADATA_PARAMETER, JobQuery
 from service.api.schemas.jobs import JobCreate, JobPatch, JobRead, job_spec
@@ -22,7 +23,12 @@ from service.usecases.idempotency import Keyed, fingerprint
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictJsonRoute)
 
 
-@router.post("", status_code=201, response_model=JobRead, responses=problem_responses(400, 403, 413, 415, 422, 503))
+@router.post(
+    "",
+    status_code=201,
+    response_model=JobRead,
+    responses={**created_responses("Retry-After"), **problem_responses(400, 403, 413, 415, 422, 503)},
+)
 async def create_job(found: AppServices, body: JobCreate, idempotency_key: IdempotencyKey = None) -> Response:
     """Create a training job. It is queued at once, or waits in `validating_files` for its datasets' check."""
     keyed = idempotency_key is not None
@@ -44,7 +50,14 @@ def list_jobs(unit: ReadUnit, found: AppServices, query: Annotated[JobQuery, Que
 @router.get(
     "/{job_id}",
     response_model=JobRead,
-    responses={304: {"description": "Not modified"}, **problem_responses(404, 503)},
+    responses={
+        200: {"headers": described("ETag", "Cache-Control", "Retry-After", "Preference-Applied")},
+        304: {
+            "description": "Not modified",
+            "headers": described("ETag", "Cache-Control", "Retry-After", "Preference-Applied"),
+        },
+        **problem_responses(404, 503),
+    },
 )
 async def get_job(
     found: AppServices,
@@ -75,7 +88,14 @@ async def get_job(
     return Response(view.content, 200, headers, "application/json")
 
 
-@router.patch("/{job_id}", response_model=JobRead, responses=problem_responses(400, 404, 409, 412, 413, 415, 422, 503))
+@router.patch(
+    "/{job_id}",
+    response_model=JobRead,
+    responses={
+        200: {"headers": described("ETag", "Cache-Control", "Retry-After")},
+        **problem_responses(400, 404, 409, 412, 413, 415, 422, 503),
+    },
+)
 def change_job(
     unit: WriteUnit,
     found: AppServices,
@@ -96,7 +116,12 @@ def change_job(
     return Response(view.content, 200, _headers(view), "application/json")
 
 
-@router.delete("/{job_id}", status_code=204, responses=problem_responses(404, 409, 503))
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    responses=problem_responses(404, 409, 503),
+    summary="Delete an ended job with all that belongs to it",
+)
 def delete_job(unit: WriteUnit, job_id: JobId) -> None:
     """Delete an ended job with its events, metrics, logs and checkpoints. Jobs that start from it must have ended."""
     actions.delete_job(unit, job_id)

@@ -12,6 +12,7 @@ from service.api.conditional import Conditions, UnsatisfiableRangeError, Version
 from service.api.deps import AppServices, JobId, ReadUnit
 from service.api.errors import problem, problem_responses
 from service.api.negotiation import preferred
+from service.api.response_headers import headers as described
 from service.api.schemas.logs import LogPiece, LogRead
 from service.shared.db.models import Job
 from service.shared.errors import InvalidRequestError, fault
@@ -34,9 +35,17 @@ TEXT, JSON = "text/plain", "application/json"
             "description": "The log",
             "model": LogRead,
             "content": {TEXT: {"schema": {"type": "string"}}},
+            "headers": described("ETag", "Accept-Ranges", "Cache-Control", "Vary"),
         },
-        206: {"description": "The requested range"},
-        304: {"description": "Not modified"},
+        206: {
+            "description": "The requested range",
+            "content": {TEXT: {"schema": {"type": "string"}}},
+            "headers": described("ETag", "Accept-Ranges", "Cache-Control", "Vary", "Content-Range"),
+        },
+        304: {
+            "description": "Not modified",
+            "headers": described("ETag", "Accept-Ranges", "Cache-Control", "Vary"),
+        },
         **problem_responses(404, 416, 422, 503),
     },
 )
@@ -47,10 +56,14 @@ def get_logs(
     job_id: JobId,
     tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many last lines.")] = None,
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="Only what follows this byte offset.")] = None,
-    accept: Annotated[str | None, Header()] = None,
-    range_: Annotated[str | None, Header(alias="Range", examples=["bytes=1000-"])] = None,
-    if_range: Annotated[str | None, Header()] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    accept: Annotated[str | None, Header(description="`application/json`: in pages.")] = None,
+    range_: Annotated[
+        str | None, Header(alias="Range", examples=["bytes=1000-"], description="One range of bytes to send.")
+    ] = None,
+    if_range: Annotated[
+        str | None, Header(description="Send the range only if the log began like this version, else all.")
+    ] = None,
+    if_none_match: Annotated[str | None, Header(description="Send none of these versions, but 304.")] = None,
 ) -> Response:
     """The trainer's log of all attempts, in every state of the job.
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Header, Query, Response
 from service.api.deps import JobId, ReadUnit
 from service.api.errors import problem_responses
 from service.api.negotiation import preferred
+from service.api.response_headers import headers as described
 from service.api.schemas.metrics import MetricsQuery, MetricsRead, metrics_csv, metrics_read
 from service.usecases.metrics import read_metrics
 
@@ -21,15 +22,19 @@ FORMATS = {"json": JSON, "csv": CSV}
     "",
     response_model=MetricsRead,
     responses={
-        200: {"content": {CSV: {"schema": {"type": "string"}}}},
+        200: {
+            "content": {CSV: {"schema": {"type": "string"}}},
+            "headers": described("Vary", "Content-Disposition"),
+        },
         **problem_responses(404, 422, 503),
     },
+    summary="Metric series of the job",
 )
 def get_metrics(
     unit: ReadUnit,
     job_id: JobId,
     query: Annotated[MetricsQuery, Query()],
-    accept: Annotated[str | None, Header()] = None,
+    accept: Annotated[str | None, Header(description="`text/csv`: one row for each point.")] = None,
 ) -> Response:
     """Metric series of the job, as JSON or, with `Accept: text/csv` or `format=csv`, one row for each point.
 

@@ -10,6 +10,7 @@ from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, ReadUnit, WriteUnit
 from service.api.downloads import Download, archived, download_responses, send, stored
 from service.api.errors import problem_responses
+from service.api.response_headers import headers
 from service.api.schemas.lists import Page, page_of
 from service.api.schemas.models import ExportRead, ModelQuery, ModelRead, export_read, model_read
 from service.shared.db.models import Export, Model
@@ -64,8 +65,12 @@ def remove_model(unit: WriteUnit, model_id: ModelId) -> None:
     "/{model_id}/export",
     response_class=StreamingResponse,
     responses={
-        **download_responses("application/octet-stream", 422, 500),
-        202: {"model": ExportRead, "description": "Being made: ask again after `Retry-After`"},
+        **download_responses(("application/zip", "application/octet-stream"), 422, 500),
+        202: {
+            "model": ExportRead,
+            "description": "Being made: ask again after `Retry-After`",
+            "headers": headers("Retry-After"),
+        },
     },
 )
 def export_model(

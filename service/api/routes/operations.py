@@ -9,6 +9,7 @@ from sam3_lora.version import VERSION
 from service.api.deps import AppServices, ReadUnit, Services
 from service.api.errors import problem_responses
 from service.api.exposition import OPENMETRICS, PLAIN
+from service.api.response_headers import headers
 from service.api.schemas.lists import Read
 from service.api.schemas.operations import QueueRead, WorkerList, queue_read, worker_read
 from service.shared.db.migrate import Schema, schema_of
@@ -22,19 +23,23 @@ Health = Literal["ok", "degraded", "failed"]
 
 class Liveness(Read):
     status: Literal["ok"] = "ok"
+    """Always `ok`."""
 
 
 class Readiness(Read):
     """`failed`: nothing can be accepted. `degraded`: work is accepted and stored, but starts late or waits."""
 
     status: Health
+    """The worst of `checks`."""
     checks: dict[str, Health]
     """database, storage, broker, gpu_workers, cpu_workers, predict_workers."""
 
 
 class Version(Read):
     version: str
+    """Version of the service."""
     api: Literal["v1"] = "v1"
+    """Version of the API, which paths begin with."""
     base_models: list[str]
     """What jobs on this server may name as base_model."""
 
@@ -85,11 +90,18 @@ def get_queue(unit: ReadUnit, found: AppServices) -> QueueRead:
     "/metrics",
     response_class=Response,
     responses={
-        200: {"content": {PLAIN: {"schema": {"type": "string"}}, OPENMETRICS: {"schema": {"type": "string"}}}},
+        200: {
+            "content": {PLAIN: {"schema": {"type": "string"}}, OPENMETRICS: {"schema": {"type": "string"}}},
+            "headers": headers("Vary"),
+        },
         **problem_responses(403),
     },
+    summary="Metrics for Prometheus",
 )
-def scrape(found: AppServices, accept: Annotated[str | None, Header()] = None) -> Response:
+def scrape(
+    found: AppServices,
+    accept: Annotated[str | None, Header(description="`application/openmetrics-text`: as OpenMetrics.")] = None,
+) -> Response:
     """Metrics of the installation and of this process, as text for Prometheus or, by `Accept`, as OpenMetrics.
 
     They are about all projects: where keys are asked for, they need one with the scope `admin`.

@@ -8,10 +8,11 @@ from fastapi.responses import JSONResponse
 
 from service.api.conditional import Conditions
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services
-from service.api.downloads import send, stored
+from service.api.downloads import SENT, send, stored
 from service.api.errors import problem_responses
 from service.api.forms import MAX_REPEATED, FormFile, receive_form
 from service.api.images import checked_image_size
+from service.api.response_headers import headers
 from service.api.routes.models import ModelId
 from service.api.schemas.predictions import PredictionRead, prediction_read
 from service.api.waiting import requested_wait
@@ -87,9 +88,14 @@ FORM = {
         }
     },
 }
-ANSWERED: dict[int | str, dict[str, Any]] = {
-    200: {"model": PredictionRead, "content": {PNG: {"schema": {"type": "string", "format": "binary"}}}},
-}
+
+
+def _answers(*further: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of an answer that may be a picture, which is sent as a download, with `further` headers."""
+    content = {PNG: {"schema": {"type": "string", "format": "binary"}}}
+    return {200: {"model": PredictionRead, "content": content, "headers": headers(*SENT, *further)}}
+
+
 # Decoding takes a processor and the memory of the pixels: a crowd of large images waits in line.
 DECODERS = CapacityLimiter(2)
 
@@ -97,8 +103,12 @@ DECODERS = CapacityLimiter(2)
 @router.post(
     "/models/{model_id}/predict",
     responses={
-        **ANSWERED,
-        202: {"model": PredictionRead, "description": "Not answered yet: ask at `Location`"},
+        **_answers("Content-Location", "Vary", "Preference-Applied", "Idempotent-Replayed"),
+        202: {
+            "model": PredictionRead,
+            "description": "Not answered yet: ask at `Location`",
+            "headers": headers("Location", "Retry-After", "Vary", "Preference-Applied", "Idempotent-Replayed"),
+        },
         **problem_responses(400, 404, 408, 413, 415, 422, 429, 500, 503, 507),
     },
     openapi_extra={"requestBody": FORM},
@@ -143,15 +153,19 @@ async def predict(
     return response
 
 
-@router.get("/predictions/{prediction_id}", responses={**ANSWERED, **problem_responses(404, 406, 503)}, tags=["models"])
+@router.get(
+    "/predictions/{prediction_id}",
+    responses={**_answers("Retry-After"), **problem_responses(404, 406, 503)},
+    tags=["models"],
+)
 def get_prediction(
     request: Request, unit: ReadUnit, found: AppServices, prediction_id: PredictionId, accept: Accept = "*/*"
 ) -> Response:
     """One prediction: its state, and its answer once there is one. It is forgotten after a while."""
     prediction = unit.predictions.get(prediction_id)
     if not _wants_png(accept):
-        headers = {} if prediction.finished_at else {"Retry-After": str(POLL_AFTER_S)}
-        return JSONResponse(prediction_read(prediction).model_dump(mode="json"), headers=headers)
+        wait = {} if prediction.finished_at else {"Retry-After": str(POLL_AFTER_S)}
+        return JSONResponse(prediction_read(prediction).model_dump(mode="json"), headers=wait)
     if prediction.overlay_key is None:
         raise NotAcceptableError("There is no picture: it is drawn if the prediction is asked for as image/png.")
     return _picture(request, found.storage, prediction)

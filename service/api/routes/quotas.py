@@ -36,7 +36,7 @@ def get_quota(unit: ReadUnit, found: AppServices, query: Annotated[QuotaQuery, Q
     return quota_read(quota_of(unit, _chosen(query.project, found.database.project) or unit.project))
 
 
-@router.get("/usage", responses=problem_responses(403, 422, 503))
+@router.get("/usage", responses=problem_responses(403, 422, 503), summary="What was used, by day, month or project")
 def get_usage(unit: ReadUnit, found: AppServices, query: Annotated[UsageQuery, Query()]) -> UsageRead:
     """GPU seconds and ended jobs by day, month or project, those of deleted jobs too; and what is stored now."""
     project = _chosen(query.project, found.database.project)

@@ -20,7 +20,8 @@ def list_recipes(found: AppServices) -> RecipeList:
 
 @router.get("/{base_model}", responses=problem_responses(404))
 def get_recipe(
-    found: AppServices, base_model: Annotated[str, Path(max_length=64, examples=["sam3-tiny"])]
+    found: AppServices,
+    base_model: Annotated[str, Path(max_length=64, description="Name of the base model.", examples=["sam3-tiny"])],
 ) -> RecipeRead:
     """The recipe of a base model: schema and defaults of `config`, limits, and a job to begin with."""
     return recipe_read(recipes.find_recipe(found.settings, base_model))

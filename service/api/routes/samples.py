@@ -25,7 +25,11 @@ Epoch = Annotated[
 JobId = Annotated[str, Path(max_length=64, description="The job.")]
 
 
-@router.get("/{job_id}/samples", responses=problem_responses(404, 503))
+@router.get(
+    "/{job_id}/samples",
+    responses=problem_responses(404, 503),
+    summary="Validation images on which the tuned model does worst",
+)
 def list_samples(unit: ReadUnit, found: AppServices, job_id: JobId, epoch: Epoch = None) -> SampleList:
     """Validation images on which the tuned model does worst, each as the bare image, with the truth, base and tuned.
 

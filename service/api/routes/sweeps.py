@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
-from service.api.answers import created
+from service.api.answers import created, created_responses
 from service.api.bodies import StrictJsonRoute, validated
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
@@ -29,7 +29,12 @@ SweepId = Annotated[
 ]
 
 
-@router.post("", status_code=201, response_model=SweepRead, responses=problem_responses(400, 403, 413, 415, 422, 503))
+@router.post(
+    "",
+    status_code=201,
+    response_model=SweepRead,
+    responses={**created_responses("Retry-After"), **problem_responses(400, 403, 413, 415, 422, 503)},
+)
 def create_sweep(
     unit: WriteUnit, found: AppServices, body: SweepCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:

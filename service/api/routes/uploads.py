@@ -5,7 +5,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 
-from service.api.answers import created
+from service.api.answers import created, created_responses
 from service.api.bodies import StrictJsonRoute, parse_json, read_json_body, validated
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services
 from service.api.errors import problem_responses
@@ -34,7 +34,9 @@ from service.usecases.idempotency import Answer, answer_once, fingerprint
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], route_class=StrictJsonRoute)
 
-UploadId = Annotated[str, Path(max_length=64)]
+UploadId = Annotated[
+    str, Path(max_length=64, description="The upload.", examples=["upload_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
 PartNumber = Annotated[int, Path(ge=1, le=usecase.MAX_PARTS, description="From 1 to the upload's `part_count`.")]
 CREATE_BODY = {
     "required": True,
@@ -73,7 +75,7 @@ DIGEST_HEADERS = [
     "",
     status_code=201,
     response_model=UploadRead | OpenAIUploadRead,
-    responses=problem_responses(400, 403, 413, 415, 422, 503),
+    responses={**created_responses(), **problem_responses(400, 403, 413, 415, 422, 503)},
     openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_upload(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:

@@ -1,13 +1,14 @@
 """Webhook endpoints, what was sent to them, and sending it again."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from service.api.answers import POLL_AFTER_S, created
+from service.api.answers import POLL_AFTER_S, created, created_responses
 from service.api.bodies import StrictJsonRoute
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
+from service.api.response_headers import headers
 from service.api.schemas.lists import Page, page_of
 from service.api.schemas.webhooks import (
     WebhookDeliveryQuery,
@@ -33,13 +34,15 @@ EndpointId = Annotated[
 DeliveryId = Annotated[
     str, Path(max_length=64, description="The delivery.", examples=["whd_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
 ]
+ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"headers": headers("Location", "Retry-After")}}
 
 
 @router.post(
     "/webhook_endpoints",
     status_code=201,
     response_model=WebhookEndpointWithSecret,
-    responses=problem_responses(400, 409, 413, 415, 422, 503),
+    responses={**created_responses("Cache-Control"), **problem_responses(400, 409, 413, 415, 422, 503)},
+    summary="Have messages about a project sent to a URL",
 )
 def create_webhook_endpoint(
     unit: WriteUnit, found: AppServices, body: WebhookEndpointCreate, idempotency_key: IdempotencyKey = None
@@ -92,7 +95,10 @@ def delete_webhook_endpoint(unit: WriteUnit, endpoint_id: EndpointId) -> None:
     usecase.delete_endpoint(unit, endpoint_id)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret", responses=problem_responses(404, 422, 503))
+@router.post(
+    "/webhook_endpoints/{endpoint_id}/rotate_secret",
+    responses={200: {"headers": headers("Cache-Control")}, **problem_responses(404, 422, 503)},
+)
 def rotate_webhook_secret(
     response: Response, unit: WriteUnit, found: AppServices, endpoint_id: EndpointId
 ) -> WebhookEndpointWithSecret:
@@ -115,14 +121,18 @@ async def limit_tests(found: AppServices) -> None:
     "/webhook_endpoints/{endpoint_id}/test",
     status_code=202,
     dependencies=[Depends(limit_tests)],
-    responses=problem_responses(404, 409, 422, 429, 503),
+    responses={**ACCEPTED, **problem_responses(404, 409, 422, 429, 503)},
 )
 def test_webhook_endpoint(response: Response, unit: WriteUnit, endpoint_id: EndpointId) -> WebhookDeliveryRead:
     """Send a message of type `webhook.test` now; read the delivery to see how it went."""
     return _accepted(response, delivery_read(usecase.send_test(unit, endpoint_id)))
 
 
-@router.get("/webhook_endpoints/{endpoint_id}/deliveries", responses=problem_responses(404, 422, 503))
+@router.get(
+    "/webhook_endpoints/{endpoint_id}/deliveries",
+    responses=problem_responses(404, 422, 503),
+    summary="Messages for an endpoint, newest first",
+)
 def list_webhook_deliveries(
     unit: ReadUnit, endpoint_id: EndpointId, query: Annotated[WebhookDeliveryQuery, Query()]
 ) -> Page[WebhookDeliveryRead]:
@@ -138,7 +148,10 @@ def list_webhook_deliveries(
     return page_of(rows, has_more, delivery_read, lambda read: read.id)
 
 
-@router.get("/webhook_deliveries/{delivery_id}", responses=problem_responses(404, 422, 503))
+@router.get(
+    "/webhook_deliveries/{delivery_id}",
+    responses={200: {"headers": headers("Retry-After")}, **problem_responses(404, 422, 503)},
+)
 def get_webhook_delivery(response: Response, unit: ReadUnit, delivery_id: DeliveryId) -> WebhookDeliveryRead:
     """One message for one endpoint, and how its attempts went."""
     read = delivery_read(unit.deliveries.get(delivery_id))
@@ -148,7 +161,10 @@ def get_webhook_delivery(response: Response, unit: ReadUnit, delivery_id: Delive
 
 
 @router.post(
-    "/webhook_deliveries/{delivery_id}/redeliver", status_code=202, responses=problem_responses(404, 409, 422, 503)
+    "/webhook_deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    responses={**ACCEPTED, **problem_responses(404, 409, 422, 503)},
+    summary="Send a message again now",
 )
 def redeliver_webhook(response: Response, unit: WriteUnit, delivery_id: DeliveryId) -> WebhookDeliveryRead:
     """Send a message again now, with the same `webhook-id`, and as often as a new one if that fails."""

@@ -41,18 +41,24 @@ class ApiKeyRead(Read):
     """An API key; its secret is told once, when it is made."""
 
     id: str
+    """Opaque."""
     object: Literal["api_key"] = "api_key"
     name: str
+    """Who or what uses it."""
     project: str | None
     """null: all projects."""
     scopes: list[Scope]
+    """What it allows."""
     hint: str
     """The last characters of the secret."""
     created_at: datetime
+    """When it was made."""
     expires_at: datetime | None
+    """When it ends by itself; null: never."""
     last_used_at: datetime | None
     """To the minute or so."""
     revoked_at: datetime | None
+    """When it was revoked; null: it was not."""
     previous_expires_at: datetime | None
     """Until when the secret before the last rotation is taken."""
 
@@ -73,6 +79,7 @@ class Me(Read):
     project: str | None
     """null: all projects."""
     scopes: list[Scope]
+    """What it allows."""
 
 
 def api_key_read(key: ApiKey) -> ApiKeyRead:

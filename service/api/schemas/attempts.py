@@ -10,7 +10,9 @@ from service.shared.states import JobState
 
 class AttemptWorker(Read):
     id: str
+    """The worker."""
     device: str | None
+    """What it computes on; null where it did not tell."""
 
 
 class AttemptRead(Read):
@@ -18,15 +20,19 @@ class AttemptRead(Read):
 
     object: Literal["job.attempt"] = "job.attempt"
     job_id: str
+    """The job."""
     attempt: int
     """Counts from 1."""
     worker: AttemptWorker
+    """The worker that had the job."""
     started_at: datetime
+    """When the worker took the job."""
     ended_at: datetime | None
     """When it was given back; for a lost worker, its last sign of life."""
     outcome: JobState | None
     """State the job went to; null while the attempt goes on."""
     reason: str | None
+    """Why it ended; null while it goes on, and where there is nothing to say."""
     gpu_seconds: float | None
     """Seconds between the two, times the job's GPUs; null while the attempt goes on."""
 

@@ -12,10 +12,13 @@ class Memory(Read):
     """Bytes of one training step at its worst moment on one GPU, for a batch of `batch` there."""
 
     peak: int
+    """All of it together."""
     weights: int
+    """The base model's weights."""
     adapters: int
     """With gradients and optimiser state."""
     activations: int
+    """What the step computes and keeps until it is done."""
     batch: dict[str, Any] = Field(examples=[{"images": 2, "queries": 22, "positives": 4, "objects": 8}])
     """Assumed: two categories and four objects in each image. Where a step does not fit, a run computes it in smaller
     passes."""
@@ -23,6 +26,7 @@ class Memory(Read):
 
 class DeviceFit(Read):
     device: str
+    """Name of the device."""
     memory_bytes: int
     """Of each GPU; of a CPU's machine."""
     needed_bytes: int
@@ -37,22 +41,31 @@ class DeviceFit(Read):
 
 class Adapted(Read):
     modules: int
+    """Modules that get an adapter."""
     components: list[str]
+    """Parts of the model that these are in."""
     trainable_parameters: int
+    """Numbers that are trained."""
     total_parameters: int
+    """Numbers of the model, with the adapters."""
     trainable_percent: float
+    """Trained ones in percent of all."""
 
 
 class EstimateRead(Read):
     """What a job would take. `pending`: a worker is still working out what is null; ask again with the same body."""
 
     id: str
+    """The same for all that ask for the same."""
     object: Literal["job.estimate"] = "job.estimate"
     status: Literal["ready", "pending"]
+    """Whether the numbers are there."""
     resolved: dict[str, Any]
     """As of a job: every value as used."""
     adapted: Adapted | None
+    """What would be trained."""
     memory: Memory | None
+    """What a training step would need."""
     devices: list[DeviceFit]
     """Of the living workers that tell; empty while pending."""
     fits: bool | None

@@ -36,13 +36,16 @@ class EventRead(Read):
     """Something that has happened to a job."""
 
     id: str
+    """Opaque."""
     object: Literal["job.event"] = "job.event"
     seq: int
     """Counts from 1 without gaps per job."""
     job_id: str
+    """The job."""
     attempt: int
     """The attempt in which it happened; 0 before the first."""
     created_at: datetime
+    """When it was written down."""
     type: str
     """status, phase, resolved, message, checkpoint, evaluation, artifact, result, error; new types may be added. An
     `artifact` is a file or folder of the run that can be fetched from now on: `data.place`, such as `report.json`."""
@@ -57,11 +60,14 @@ class EventRead(Read):
 class EventPage(Read):
     object: Literal["list"] = "list"
     data: list[EventRead]
+    """The events, in the order that was asked for."""
     first_seq: int | None
+    """Of the first event in `data`; null if there is none."""
     last_seq: int
     """Of the last event in `data`, else `after`. In ascending order give it as `after`, in descending as `before`,
     to get what follows."""
     has_more: bool
+    """Whether more follow in this order."""
 
 
 def event_read(event: JobEvent) -> EventRead:

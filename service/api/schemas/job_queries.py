@@ -58,9 +58,8 @@ Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp), AfterValidator
 class LabelledQuery(BaseModel):
     """Lists that `metadata[KEY]=VALUE` narrows down."""
 
-    metadata: dict[str, Annotated[str, StringConstraints(max_length=512)]] = Query(
-        {}, max_length=MAX_METADATA, include_in_schema=False
-    )
+    metadata: dict[str, Annotated[str, StringConstraints(max_length=512)]] = Query({}, max_length=MAX_METADATA)
+    """As `METADATA_PARAMETER` describes it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from sam3_lora.config import BaseName, JobConfig, Section, without_paths
-from service.api.schemas.lists import Read
+from service.api.schemas.lists import Like, Read, Stored
 from service.shared.db.models import Job
 from service.shared.db.models.base import DEFAULT_PROJECT
 from service.shared.db.repositories.usage import days_of
@@ -100,9 +100,11 @@ class JobCreate(Section):
     seed: int | None = Field(None, ge=0, lt=2**32)
     """Seed of everything random; null: `config.training.seed`."""
     resources: JobResources = JobResources()
+    """What it needs of a worker."""
     priority: Priority = 50
     """Higher runs earlier."""
     limits: JobLimits = JobLimits()
+    """Bounds after which it ends on its own."""
     tags: Tags = Field([])
     """Labels to filter lists by."""
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=16)
@@ -160,12 +162,15 @@ class Progress(Read, extra="allow"):
     """How far it is, as its trainer last reported."""
 
     percent: int | float | None = None
-    """Of its steps."""
+    """Steps that are done, in percent."""
     epoch: int | float | None = None
-    """Counts from 1."""
+    """The present epoch, from 1."""
     epochs: int | float | None = None
+    """Epochs of the whole training."""
     step: int | float | None = None
+    """Optimiser steps that are done."""
     steps: int | float | None = None
+    """Optimiser steps of the whole training."""
     loss: int | float | None = None
     """Of the last step; null before the first, and where it was not finite."""
     eta_s: int | float | None = None
@@ -178,6 +183,7 @@ class Progress(Read, extra="allow"):
     images_total: int | float | None = None
     """All that it will be asked about then."""
     updated_at: datetime | None = None
+    """When the trainer told so."""
 
 
 class QueuePosition(Read):
@@ -193,8 +199,11 @@ class QueuePosition(Read):
 
 class JobWorker(Read):
     id: str
+    """The worker."""
     device: str | None
+    """What it computes on; null where it did not tell."""
     last_heartbeat_at: datetime | None
+    """Its last sign of life for this job."""
 
 
 class JobFailure(Read):
@@ -202,61 +211,145 @@ class JobFailure(Read):
     """config_invalid, dataset_invalid, gpu_oom, diverged, nothing_trained, worker_lost, time_limit, memory_limit,
     base_model_unavailable, storage_full, adapter_invalid, checkpoint_invalid, internal."""
     message: str
+    """What went wrong."""
     hint: str
+    """What to do about it; may be empty."""
     retryable: bool
+    """Whether the same job may succeed if simply run again."""
     attempt: int
+    """The attempt that failed."""
 
 
 class Usage(Read):
     gpu_seconds: float
     """Seconds of all attempts, times `resources.gpus`; of one that goes on, up to its last heartbeat."""
     peak_memory_bytes: int | None
+    """Most memory that the trainer had on one device; null until it has told."""
 
 
 class JobUrls(Read):
     self: str
+    """The job."""
     html: str
     """The job's page, for people."""
     events: str
+    """What has happened to it."""
     stream: str
-    """Events as they come (SSE)."""
+    """The same as it happens."""
     metrics: str
+    """Its curves."""
     logs: str
+    """The trainer's log."""
     logs_stream: str
     """The log as it is written (SSE)."""
     checkpoints: str
+    """Its saved adapters."""
     attempts: str
+    """Which workers have tried it."""
     evaluation: str
+    """Base against tuned."""
     report: str
+    """A page about the run; 404 until it has ended."""
     samples: str
+    """Sample images."""
     dataset: str
+    """Its dataset."""
 
 
 class InitFromRead(Read):
     checkpoint_id: str
+    """The checkpoint whose adapter it starts from."""
+
+
+class JobBest(Stored):
+    """The best checkpoint so far."""
+
+    checkpoint_id: str | None = None
+    """The checkpoint."""
+    metric: str | None = None
+    """By which it is the best, named as in `config.evaluation.metric`: without the `val/` that it has among the metrics."""
+    value: int | float | None = None
+    """Of the metric; null for a job without validation."""
+    epoch: int | None = None
+    """After which it was saved, from 1."""
+
+
+class JobResult(Stored):
+    """What a run came to."""
+
+    model_id: str | None = None
+    """The tuned model, which may have been deleted since; null until it is made."""
+    steps: int | None = None
+    """Optimiser steps that were taken."""
+    epochs: int | None = None
+    """Epochs that were trained."""
+    stopped_early: bool | None = None
+    """Whether it ended before its last epoch: no epoch was better for long, or it was asked to stop."""
+    metric: str | None = None
+    """By which checkpoints were compared."""
+    best: dict[str, Any] | None = None
+    """The best checkpoint: `value`, `epoch`, `step` and its `evaluation`."""
+    base: dict[str, Any] | None = None
+    """Evaluation of the untuned model; null if it was not measured."""
+    trainable_parameters: int | None = None
+    """Numbers that were trained."""
+    trainable_percent: int | float | None = None
+    """The same in percent of the model's."""
+    skipped_steps: int | None = None
+    """Steps that were left out because their gradients were not finite."""
+    train_seconds: int | float | None = None
+    """Seconds of training, without validations."""
+    peak_memory_bytes: int | None = None
+    """Most memory on one device."""
+    processes: int | None = None
+    """Processes that trained together."""
+    checkpoint: str | None = None
+    """Where the trainer kept the best adapter in its own folder."""
+    notices: list[str] | None = None
+    """What should be known of the run."""
+
+
+class JobTrainable(Stored):
+    """What is trained."""
+
+    parameters: int | None = None
+    """Numbers that are trained."""
+    percent: int | float | None = None
+    """The same in percent of the model's."""
 
 
 class JobRead(Read):
     """A training job."""
 
     id: str
+    """Opaque."""
     object: Literal["job"] = "job"
     name: str
+    """For people."""
     project: str
+    """Whom it is for."""
     status: JobState
+    """Where it stands."""
     phase: str | None
     """What a running job is doing; new phases may be added."""
     status_reason: str | None
+    """Why it is in this state, or what was asked of it; null where there is nothing to say."""
     is_terminal: bool
+    """Whether it has ended."""
     allowed_actions: list[JobAction]
     """What is possible in this state, besides PATCH and clone, which always are."""
     base_model: str
+    """The model that is adapted."""
     init_from: InitFromRead | None
+    """The adapter that it starts from; null: the bare base."""
     retry_of: str | None
+    """The job that it is a retry of."""
     resumes_from: str | None
     """Job whose last good checkpoint a retry goes on from."""
     dataset_id: str
+    """Dataset that it trains on."""
     validation_dataset_id: str | None
+    """Dataset of its validation images; null: that which it trains on."""
     sweep_id: str | None
     """The sweep that it belongs to."""
     trial: dict[str, Any] | None
@@ -267,29 +360,45 @@ class JobRead(Read):
     """`config` with every value as used, `resources` with the images of a step on all GPUs, the dataset's hash, and
     under `run` what the trainer reported."""
     seed: int
+    """Seed of everything random."""
     resources: JobResources
+    """What it needs of a worker."""
     priority: int
+    """Higher runs earlier."""
     limits: JobLimits
+    """Bounds after which it ends on its own."""
     tags: list[str]
+    """Labels to filter lists by."""
     metadata: dict[str, str]
+    """Texts that are stored with it."""
     queue: QueuePosition
+    """Its place in the queue."""
     progress: Progress | None
+    """How far it is; null until the trainer has told."""
     attempt: int
     """Times a worker has started it."""
     worker: JobWorker | None
     """The worker that has it now."""
-    best: dict[str, Any] | None
-    """The best checkpoint so far: `{checkpoint_id, metric, value, epoch}`. `metric` is named as in
-    `config.evaluation.metric`: without the `val/` that it has among the metrics."""
-    result: dict[str, Any] | None
+    best: Annotated[dict[str, Any] | None, Like(JobBest | None)]
+    """The best checkpoint so far."""
+    result: Annotated[dict[str, Any] | None, Like(JobResult | None)]
+    """What the run came to; null unless it has succeeded."""
     error: JobFailure | None
+    """Why it failed; null otherwise."""
     usage: Usage
-    trainable: dict[str, Any] | None
+    """What it has used."""
+    trainable: Annotated[dict[str, Any] | None, Like(JobTrainable | None)]
+    """What is trained; null until the trainer has told."""
     created_at: datetime
+    """When it was created."""
     queued_at: datetime | None
+    """When it last came into the queue; null while its datasets are being checked."""
     started_at: datetime | None
+    """When a worker first took it."""
     finished_at: datetime | None
+    """When it ended."""
     urls: JobUrls
+    """Where to go on."""
 
 
 def chosen_project(asked: str | None, only: str | None) -> str:

@@ -1,10 +1,13 @@
 """Pages of lists: keyset, never offset."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from service.shared.errors import NotFoundError
 
@@ -25,13 +28,47 @@ class Read(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
+class Stored(Read, extra="allow"):
+    """Base of what is stored as JSON: rows of other versions may lack some of it and have more."""
+
+
+class Failure(Stored):
+    """Why something failed."""
+
+    code: str | None = None
+    """Stable name, for programs."""
+    message: str | None = None
+    """What went wrong."""
+    hint: str | None = None
+    """What to do about it; may be empty."""
+    retryable: bool | None = None
+    """Whether the same may succeed later."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """Has the document describe a free-form object, or a list of such, as this type. It is answered as it is stored,
+    whichever version stored it.
+    """
+
+    kind: Any
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(TypeAdapter(self.kind).core_schema)
+
+
 class Page(Read, Generic[T]):
+    """A page of a list."""
+
     object: Literal["list"] = "list"
     data: list[T]
+    """The items of this page, in the order that was asked for."""
     first_id: str | None
+    """Give it as `before` to get the page before."""
     last_id: str | None
     """Give it as `after` to get the next page."""
     has_more: bool
+    """Whether more follow: after this page, or before it where `before` was given."""
 
 
 class Window(TypedDict):

@@ -10,9 +10,11 @@ class LogRead(Read):
 
     object: Literal["job.log"] = "job.log"
     job_id: str
+    """The job."""
     offset: int
     """Where `data` begins."""
     data: str
+    """The text; bytes that are no UTF-8 are replaced."""
     next_offset: int
     """Give it as `after` to get what follows."""
     is_complete: bool
@@ -23,4 +25,6 @@ class LogPiece(Read):
     """What one event of the stream carries."""
 
     offset: int
+    """Where `text` begins."""
     text: str
+    """What was written."""

@@ -37,21 +37,27 @@ class MetricsQuery(BaseModel):
 
 class MetricPointRead(Read):
     step: int
+    """Optimiser step after which it was measured."""
     epoch: float | None
+    """Epoch in which it was measured, from 1."""
     value: float | None
+    """Null where it was not finite or not defined."""
     finite: bool
     """False: the value was NaN or infinite and is shown as null."""
     created_at: datetime
+    """When it was written down."""
 
 
 class MetricsRead(Read):
     object: Literal["job.metrics"] = "job.metrics"
     job_id: str
+    """The job."""
     keys: list[str]
     """Names of all metrics in this answer."""
     last_step: int | None
     """Give it as `after_step` to get what follows."""
     series: dict[str, list[MetricPointRead]]
+    """Points of each metric in the order of their steps."""
     constants: dict[str, float | None]
     """Latest values of the untuned model's metrics, `base/...`: lines to compare the others with, whatever steps were
     asked for."""

@@ -12,28 +12,39 @@ class WorkerRead(Read):
     """A worker that is alive."""
 
     id: str
+    """The worker."""
     object: Literal["worker"] = "worker"
     kind: str
     """gpu: trains and compares; cpu: checks, exports, delivers; predict: answers predictions."""
     host: str
+    """Machine that it runs on."""
     device: str | None
+    """What it computes on; null where it did not tell."""
     memory_bytes: int | None
+    """Of the smallest of its devices; null where it did not tell."""
     gpus: int
+    """That its jobs may use; of no meaning where it does not train."""
     job_id: str | None
     """The job that it trains now."""
     started_at: datetime
+    """When it was started."""
     last_seen_at: datetime
+    """Its last sign of life."""
 
 
 class WorkerList(Read):
     object: Literal["list"] = "list"
     data: list[WorkerRead]
+    """Living workers, the oldest first."""
 
 
 class QueueLine(Read):
     project: str
+    """Whose jobs these are."""
     priority: int
+    """Of these jobs."""
     queued: int
+    """How many wait."""
 
 
 class QueueRead(Read):
@@ -43,6 +54,7 @@ class QueueRead(Read):
     queued: int
     """Of all projects."""
     running: int
+    """Jobs that workers have now."""
     workers: int
     """That train."""
     gpus: int

@@ -34,6 +34,7 @@ class QuotaLimits(Section):
     max_stored_bytes: Limit = None
     """Of datasets, uploads, checkpoints, models, exports and reports."""
     max_datasets: Limit = None
+    """Datasets, in whatever state."""
 
     def limits(self) -> Limits:
         return Limits(**self.model_dump())
@@ -44,8 +45,11 @@ class ProjectQuotaRead(Read):
 
     object: Literal["project_quota"] = "project_quota"
     project: str
+    """The project."""
     limits: QuotaLimits
+    """Its limits."""
     updated_at: datetime
+    """When they were last set."""
 
 
 class ProjectQuotaList(Read):
@@ -53,12 +57,14 @@ class ProjectQuotaList(Read):
     default: QuotaLimits
     """The limits of all others."""
     data: list[ProjectQuotaRead]
+    """Projects with limits of their own."""
 
 
 class AllowanceRead(Read):
     limit: int | None
     """null: none."""
     used: float
+    """What counts now."""
     remaining: float | None
     """null: any amount."""
     resets_at: datetime | None
@@ -70,6 +76,7 @@ class QuotaRead(Read):
 
     object: Literal["quota"] = "quota"
     project: str
+    """The project."""
     active_jobs: AllowanceRead
     """Jobs that have not ended."""
     running_gpus: AllowanceRead
@@ -77,7 +84,9 @@ class QuotaRead(Read):
     gpu_seconds: AllowanceRead
     """This month."""
     stored_bytes: AllowanceRead
+    """Of datasets, uploads, checkpoints, models, exports and reports."""
     datasets: AllowanceRead
+    """Datasets, in whatever state."""
 
 
 def _day(value: object) -> object:
@@ -108,6 +117,7 @@ class UsageQuery(QuotaQuery):
     to: Day | None = Field(None, examples=["2026-11-30"])
     """Last day; omitted: today."""
     group_by: GroupBy = GroupBy.DAY
+    """What each entry of `data` is about."""
     project: Project | None = None
     """With a key for all projects: only this one's."""
 
@@ -129,8 +139,11 @@ class UsageJobs(Read):
     """Jobs that ended."""
 
     succeeded: int
+    """That succeeded."""
     failed: int
+    """That failed."""
     cancelled: int
+    """That were cancelled."""
 
 
 class UsageBucket(Read):
@@ -143,6 +156,7 @@ class UsageBucket(Read):
     gpu_seconds: float
     """Of attempts on those days; of one that goes on, up to its last heartbeat."""
     jobs: UsageJobs
+    """Jobs that ended on those days."""
 
 
 class UsageRead(Read):
@@ -150,8 +164,11 @@ class UsageRead(Read):
 
     object: Literal["usage"] = "usage"
     first_day: date
+    """The first day that counts (UTC)."""
     last_day: date
+    """The last day that counts."""
     total: UsageBucket
+    """All of it together."""
     stored_bytes: int | None
     """Now, whatever the days; null for all projects together."""
     data: list[UsageBucket]

@@ -11,7 +11,9 @@ class RecipeRead(Read):
 
     object: Literal["recipe"] = "recipe"
     base_model: str
+    """Name of the base model."""
     description: str
+    """What it is."""
     available: bool
     """Whether this server has the model's weights."""
     config_schema: dict[str, Any]
@@ -27,6 +29,7 @@ class RecipeRead(Read):
 class RecipeList(Read):
     object: Literal["list"] = "list"
     data: list[RecipeRead]
+    """One recipe for each base model."""
 
 
 def recipe_read(recipe: Recipe) -> RecipeRead:

@@ -90,34 +90,45 @@ class SweepCreate(Section):
 
 class TrialRead(Read):
     job_id: str
+    """The job."""
     status: JobState
+    """State of the job."""
     values: dict[str, Any]
     """What it tries: fields of `config` by their path."""
     metric: str | None
+    """By which checkpoints are compared; null before the first."""
     value: float | None
     """Of its best checkpoint so far."""
     url: str
+    """The job."""
 
 
 class SweepRead(Read):
     """A sweep, and how its jobs stand."""
 
     id: str
+    """Opaque."""
     object: Literal["sweep"] = "sweep"
     name: str
+    """For people."""
     project: str
+    """Whom its jobs are for."""
     status: JobState
     """queued or running until all jobs have ended; succeeded if one of them has."""
     is_terminal: bool
+    """Whether all its jobs have ended."""
     counts: dict[str, int]
     """Jobs by status."""
     best: TrialRead | None
     """The job with the highest metric so far."""
     trials: list[TrialRead]
+    """Its jobs, in the order of their creation."""
     request: dict[str, Any]
     """As submitted."""
     created_at: datetime
+    """When it was created."""
     url: str
+    """The sweep."""
 
 
 def sweep_read(sweep: Sweep, trials: Sequence[Trial]) -> SweepRead:

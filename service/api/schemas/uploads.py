@@ -32,39 +32,52 @@ class UploadPartRead(Read):
 
     object: Literal["upload.part"] = "upload.part"
     upload_id: str
+    """The upload."""
     number: int
     """From 1."""
     bytes: int
+    """Size of the part."""
     sha256: str
+    """SHA-256 of the part."""
 
 
 class UploadUrls(Read):
     self: str
+    """The upload."""
     part: str
     """Replace `{number}` and PUT the part's bytes there."""
     complete: str
+    """POST there once all parts have arrived."""
 
 
 class UploadRead(Read):
     """A file on its way. Send again what is not in `parts`, in any order, then complete it."""
 
     id: str
+    """Opaque."""
     object: Literal["upload"] = "upload"
     status: UploadStatus
     """Only a `completed` upload can become a dataset; it stays so until it expires."""
     filename: str
+    """What the file is called."""
     bytes: int
+    """Size of the whole file."""
     sha256: str | None
     """As announced; of the whole file once it is completed."""
     part_bytes: int
+    """Size of every part but the last."""
     part_count: int
+    """Parts of the whole file."""
     parts: list[UploadPartRead]
     """The parts that have arrived, in order; empty once the upload is completed."""
     created_at: datetime
+    """When it was announced."""
     expires_at: datetime
     """Each part that arrives moves it."""
     completed_at: datetime | None
+    """When its parts were put together; null until then."""
     urls: UploadUrls
+    """Where to go on."""
 
 
 class UploadListed(Read):

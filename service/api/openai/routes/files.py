@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.answers import created
+from service.api.answers import created, created_responses
 from service.api.archives import checked_name, form_body, receive_archive
 from service.api.conditional import RequestConditions
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, Services, WriteUnit
@@ -44,7 +44,7 @@ CREATE_BODY = {"required": True, "content": form_body(purpose={"type": "string",
     "",
     status_code=201,
     response_model=FileRead,
-    responses=problem_responses(400, 403, 408, 413, 415, 422, 503, 507),
+    responses={**created_responses("Retry-After"), **problem_responses(400, 403, 408, 413, 415, 422, 503, 507)},
     openapi_extra={"requestBody": CREATE_BODY},
 )
 async def create_file(request: Request, found: AppServices, idempotency_key: IdempotencyKey = None) -> Response:
@@ -82,7 +82,8 @@ def remove_file(unit: WriteUnit, file_id: FileId) -> FileDeleted:
 @router.get(
     "/{file_id}/content",
     response_class=StreamingResponse,
-    responses=download_responses("application/octet-stream"),
+    responses=download_responses(("application/octet-stream", "text/csv", "application/zip")),
+    summary="Download the content of a file",
 )
 def get_file_content(
     request: Request, unit: ReadUnit, found: AppServices, conditions: RequestConditions, file_id: FileId

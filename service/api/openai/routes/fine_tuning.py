@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from service.api.answers import created
+from service.api.answers import created, created_responses
 from service.api.bodies import StrictJsonRoute, validated
 from service.api.deps import AppServices, IdempotencyKey, ReadUnit, WriteUnit
 from service.api.errors import problem_responses
@@ -42,7 +42,10 @@ ACTED = problem_responses(404, 409, 422, 503)
 
 
 @router.post(
-    "", status_code=201, response_model=FineTuningJobRead, responses=problem_responses(400, 403, 413, 415, 422, 503)
+    "",
+    status_code=201,
+    response_model=FineTuningJobRead,
+    responses={**created_responses("Retry-After"), **problem_responses(400, 403, 413, 415, 422, 503)},
 )
 async def create_fine_tuning_job(
     found: AppServices, body: FineTuningJobCreate, idempotency_key: IdempotencyKey = None

@@ -14,7 +14,9 @@ from service.usecases import uploads as usecase
 
 router = APIRouter(prefix="/uploads", tags=["OpenAI-compatible"])
 
-UploadId = Annotated[str, Path(max_length=64)]
+UploadId = Annotated[
+    str, Path(max_length=64, description="The upload.", examples=["upload_019aa0b1c2d37e4f8a9b0c1d2e3f4a5b"])
+]
 PART_BODY = {
     "required": True,
     "content": {

@@ -43,25 +43,32 @@ class FileRead(Read):
     """A dataset (`ds_...`), the metrics of a job that has ended (`metrics_job_...`), or a tuned model (`model_...`)."""
 
     id: str
+    """Opaque; of a dataset, the same as in `/datasets`."""
     object: Literal["file"] = "file"
     bytes: int
     """Size of its content; 0 until a dataset has been fetched from where it comes from."""
     created_at: int
+    """In seconds since 1970."""
     expires_at: int | None = None
     """Always null: a file stays until it is deleted, or its operator's time for unused datasets has passed."""
     filename: str
+    """What it is called."""
     purpose: Literal["fine-tune", "fine-tune-results"]
+    """fine-tune: a dataset; fine-tune-results: what a job left behind."""
     status: FileStatus
     """Of a dataset: `processed` can be trained on, `error` has failed its check, `uploaded` is being checked."""
     status_details: str | None
     """Why it is in `error`: the first problems. `native.url` leads to all of them."""
     native: NativeFile
+    """The same, as this service has it."""
 
 
 class FileDeleted(Read):
     id: str
+    """The file."""
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
+    """Always true."""
 
 
 def file_read(dataset: Dataset) -> FileRead:

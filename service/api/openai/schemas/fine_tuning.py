@@ -90,13 +90,16 @@ class Hyperparameters(Section):
 
 class SupervisedMethod(Section):
     hyperparameters: Hyperparameters = Hyperparameters()
+    """What OpenAI has names for."""
 
 
 class Method(Section):
     """How to train."""
 
     type: Literal["supervised"]
+    """Always `supervised`."""
     supervised: SupervisedMethod = SupervisedMethod()
+    """How it trains."""
 
 
 class FineTuningJobCreate(Section):
@@ -118,6 +121,7 @@ class FineTuningJobCreate(Section):
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
     """Up to 16 texts that are stored with the job."""
     method: Method | None = None
+    """How to train; null: with the defaults."""
     hyperparameters: Hyperparameters | None = None
     """The older place of `method.supervised.hyperparameters`; give one of them."""
     integrations: list[Any] | None = Field(None, max_length=0)
@@ -125,9 +129,11 @@ class FineTuningJobCreate(Section):
     config: JobConfig = JobConfig()
     """Hyper-parameters of this service."""
     resources: JobResources = JobResources()
+    """What it needs of a worker."""
     priority: Priority = 50
     """Higher runs earlier."""
     limits: JobLimits = JobLimits()
+    """Bounds after which it ends on its own."""
     tags: Tags = Field([])
     """Labels to filter lists by."""
     project: Project | None = None
@@ -174,23 +180,32 @@ class FineTuningQuery(LabelledQuery, Cursor):
 
 class HyperparametersRead(Read):
     n_epochs: int
+    """Passes over the training images."""
     batch_size: int
+    """Images of a step on each GPU."""
     learning_rate_multiplier: float
+    """Times the default learning rate, 1e-4."""
 
 
 class SupervisedMethodRead(Read):
     hyperparameters: HyperparametersRead
+    """As used."""
 
 
 class MethodRead(Read):
     type: Literal["supervised"] = "supervised"
+    """Always `supervised`."""
     supervised: SupervisedMethodRead
+    """How it trains."""
 
 
 class FineTuningError(Read):
     code: str
+    """Stable name, as in `error` of the job of this service."""
     message: str
+    """What went wrong and what to do about it."""
     param: str | None
+    """`training_file` where the dataset is at fault; null otherwise."""
 
 
 class NativeJob(Read):
@@ -199,21 +214,29 @@ class NativeJob(Read):
     status: JobState
     """Its true state: `pausing` and `cancelling` are `running` to OpenAI's clients, `paused` is `queued`."""
     phase: str | None
+    """What a running job is doing; new phases may be added."""
     progress: Progress | None
+    """How far it is; null until the trainer has told."""
     url: str
+    """The job."""
 
 
 class FineTuningJobRead(Read):
     """A training job."""
 
     id: str
+    """Opaque; the same as in `/jobs`."""
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: int
+    """In seconds since 1970."""
     finished_at: int | None
+    """When it ended, in seconds since 1970."""
     estimated_finish: int | None
     """While it trains, by its speed."""
     status: Status
+    """The nearest of the states that OpenAI knows."""
     error: FineTuningError | None
+    """Why it failed; null otherwise."""
     model: str
     """The model that is adapted."""
     fine_tuned_model: str | None
@@ -221,7 +244,9 @@ class FineTuningJobRead(Read):
     organization_id: str
     """The job's project."""
     training_file: str
+    """Dataset that it trains on."""
     validation_file: str | None
+    """Dataset of its validation images; null: that which it trains on."""
     result_files: list[str]
     """Once it has ended: the file of its metrics, as CSV."""
     trained_tokens: int | None = None
@@ -229,10 +254,15 @@ class FineTuningJobRead(Read):
     hyperparameters: HyperparametersRead
     """As used."""
     method: MethodRead
+    """How it trains."""
     integrations: list[dict[str, Any]]
+    """Always empty."""
     seed: int
+    """Seed of everything random."""
     metadata: dict[str, str]
+    """Texts that are stored with it."""
     native: NativeJob
+    """The same, as this service has it."""
 
 
 class NativeEvent(Read):
@@ -241,20 +271,27 @@ class NativeEvent(Read):
     seq: int
     """Counts from 1 without gaps per job."""
     attempt: int
+    """The attempt in which it happened; 0 before the first."""
 
 
 class FineTuningEventRead(Read):
     """Something that has happened to a job."""
 
     id: str
+    """Opaque."""
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     created_at: int
+    """In seconds since 1970."""
     level: Literal["info", "warn", "error"]
+    """How bad it is."""
     message: str
+    """For people."""
     type: Literal["message", "metrics"]
     """`metrics`: an evaluation, whose figures are in `data`."""
     data: dict[str, Any]
+    """For programs; what it holds depends on `native.type`."""
     native: NativeEvent
+    """The same, as this service has it."""
 
 
 class CheckpointMetrics(Read, extra="allow"):
@@ -263,18 +300,26 @@ class CheckpointMetrics(Read, extra="allow"):
     """
 
     step: int
+    """Optimiser steps taken until then."""
     train_loss: float | None
+    """Of that step; null where it was not kept."""
     valid_loss: float | None = None
+    """Always null."""
     valid_mean_token_accuracy: float | None = None
+    """Always null."""
     full_valid_loss: float | None = None
+    """Always null."""
     full_valid_mean_token_accuracy: float | None = None
+    """Always null."""
     train_mean_token_accuracy: float | None = None
+    """Always null."""
 
 
 class NativeCheckpoint(Read):
     kind: str
     """best, epoch, or interrupt where the job was paused or moved."""
     epoch: int
+    """Counts from 1."""
     url: str
     """Its files, with where they are downloaded."""
 
@@ -283,14 +328,20 @@ class FineTuningCheckpointRead(Read):
     """A saved adapter."""
 
     id: str
+    """Opaque; the same as in `/checkpoints`."""
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int
+    """When it was published, in seconds since 1970."""
     fine_tuning_job_id: str
+    """The job."""
     fine_tuned_model_checkpoint: str
     """The id again: to start another job from (`init_from`)."""
     step_number: int
+    """Optimiser steps taken until then."""
     metrics: CheckpointMetrics
+    """What was measured."""
     native: NativeCheckpoint
+    """The same, as this service has it."""
 
 
 def fine_tuning_job_read(job: JobRead) -> FineTuningJobRead:

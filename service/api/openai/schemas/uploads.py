@@ -56,21 +56,30 @@ class OpenAIUploadPartRead(Read):
     """A part that has arrived."""
 
     id: str
+    """Opaque: to be named in `part_ids`."""
     object: Literal["upload.part"] = "upload.part"
     upload_id: str
+    """The upload."""
     created_at: int
+    """When it arrived, in seconds since 1970."""
 
 
 class OpenAIUploadRead(Read):
     """A file on its way, announced with a `purpose`."""
 
     id: str
+    """Opaque."""
     object: Literal["upload"] = "upload"
     status: UploadStatus
+    """How it stands."""
     filename: str
+    """What the file is called."""
     bytes: int
+    """Size of the whole file."""
     purpose: str
+    """What the file is for: fine-tune."""
     created_at: int
+    """When it was announced, in seconds since 1970."""
     expires_at: int
     """Each part that arrives moves it."""
     file: FileRead | None
