@@ -691,7 +691,7 @@ class JobBest(BaseModel):
     """
     metric: str | None = None
     """
-    By which it is the best, named as in `config.evaluation.metric`: without the `val/` that it has among the metrics.
+    By which it is the best, named as in `config.evaluation.metric`, without the `val/` of its curve.
     """
     value: int | float | None = None
     """

@@ -13,6 +13,7 @@ from service.shared.errors import (
     InvalidRequestError,
     ServiceError,
     fault,
+    invalid,
 )
 from service.shared.ids import new_id
 from service.shared.origin import present_origin
@@ -102,6 +103,8 @@ def plan_job(unit: UnitOfWork, settings: Settings, spec: JobSpec, datasets: Mapp
         require_weights(settings, spec.base_model, "/base_model")
     with faults.noted():
         used = usable_datasets(datasets, spec)
+        if settings.require_keys:
+            _require_same_project(used, spec)
     config, init_checkpoint_id = spec.config, None
     if spec.init_from is not None:
         with faults.noted():
@@ -214,6 +217,16 @@ def usable_dataset(datasets: Mapping[str, Dataset], dataset_id: str, pointer: st
             errors=[fault(pointer, "dataset_invalid", f"the dataset's check failed: {error['message']}")],
         )
     return dataset
+
+
+def _require_same_project(used: Sequence[Dataset], spec: JobSpec) -> None:
+    """A job shows its data: whoever may see the one may see the other. A key of all projects could mix them."""
+    for dataset in used:
+        if dataset.project != spec.project:
+            pointer = "/dataset_id" if dataset.id == spec.dataset_id else "/validation_dataset_id"
+            raise invalid(
+                pointer, "other_project", f"the dataset is of project {dataset.project!r}: make the job there"
+            )
 
 
 def _seed(spec: JobSpec) -> int:

@@ -19,7 +19,7 @@ from service.shared.settings import Settings
 from service.shared.states import DatasetState
 from service.usecases import access
 from service.usecases.access import Scope
-from tests.service.conftest import Api, add_dataset, add_job, assert_problem, empty, served
+from tests.service.conftest import Api, add_dataset, add_job, assert_problem, body, empty, served
 from tests.service.conftest import make_key as key
 from tests.service.results import add_comparison, add_model, finish_comparison
 
@@ -143,6 +143,19 @@ def test_scopes_allow_what_they_say_and_no_more(api: Api) -> None:
                 else:
                     assert_problem(answer, 403, "insufficient_scope")
             assert ours.get("/v1/me").json()["scopes"] == sorted({scope, *access.INCLUDED.get(scope, ())})
+
+
+def test_no_key_takes_a_projects_data_into_another(api: Api) -> None:
+    """What a job has seen is shown with it, as samples."""
+    ours, theirs = (add_dataset(api.database.of(project)) for project in ("a", "b"))
+    with client(api, key(api, None, Scope.ADMIN)) as admin:
+        wanted = body(dataset_id=ours, project="b")
+        problem = assert_problem(admin.post("/v1/jobs", json=wanted), 422, "invalid_request")
+        assert [(each["pointer"], each["code"]) for each in problem["errors"]] == [("/dataset_id", "other_project")]
+        wanted = body(dataset_id=theirs, validation_dataset_id=ours, project="b")
+        problem = assert_problem(admin.post("/v1/jobs", json=wanted), 422, "invalid_request")
+        assert problem["errors"][0]["pointer"] == "/validation_dataset_id"
+        assert admin.post("/v1/jobs", json=body(dataset_id=theirs, project="b")).status_code == 201
 
 
 def test_a_key_makes_keys_that_allow_no_more_than_itself(api: Api) -> None:
@@ -346,8 +359,9 @@ def test_what_is_made_belongs_to_the_project_of_the_key(api: Api) -> None:
         assert ours.get(f"/v1/jobs/{job['id']}").status_code == 200
         assert ours.get(f"/v1/jobs/{job['id']}").json()["queue"]["jobs_ahead"] == 0
         assert admin.get(f"/v1/jobs/{job['id']}").status_code == 200
-        body = {"name": "y", "base_model": "sam3-tiny", "dataset_id": dataset, "project": "any"}
-        assert admin.post("/v1/jobs", json=body).json()["project"] == "any"
+        another = add_dataset(api.database.of("any"), DatasetState.READY)
+        wanted = {"name": "y", "base_model": "sam3-tiny", "dataset_id": another, "project": "any"}
+        assert admin.post("/v1/jobs", json=wanted).json()["project"] == "any"
 
 
 def test_a_project_sees_its_own_line_of_the_queue_and_no_workers(api: Api) -> None:

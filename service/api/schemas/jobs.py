@@ -267,7 +267,7 @@ class JobBest(Stored):
     checkpoint_id: str | None = None
     """The checkpoint."""
     metric: str | None = None
-    """By which it is the best, named as in `config.evaluation.metric`: without the `val/` that it has among the metrics."""
+    """By which it is the best, named as in `config.evaluation.metric`, without the `val/` of its curve."""
     value: int | float | None = None
     """Of the metric; null for a job without validation."""
     epoch: int | None = None
