@@ -51,6 +51,7 @@ class Lease:
         self._renewed_at = claimed_at
         self._refused = threading.Event()
         self._left = threading.Event()
+        self._renewing = threading.Lock()
         context = contextvars.copy_context()  # that of the work, whose ids its log lines carry
         self._thread = threading.Thread(target=context.run, args=(self._keep,), name=f"lease-{name}", daemon=True)
         self.name = name
@@ -93,12 +94,13 @@ class Lease:
 
     @contextlib.contextmanager
     def passed_on(self, renew: Callable[[], None]) -> Iterator[None]:
-        """Call `renew` after each renewal, in the lease's thread, as long as this context lasts."""
+        """Call `renew` after each renewal, in the lease's thread, as long as this context lasts: no call outlasts it."""
         self.on_renewed = renew
         try:
             yield
         finally:
-            self.on_renewed = None
+            with self._renewing:
+                self.on_renewed = None
 
     def __enter__(self) -> Lease:
         self._thread.start()
@@ -122,5 +124,6 @@ class Lease:
             # Counted from before the question: the database may have answered any time since.
             self._renewed_at = asked_at
             # A late answer gives the trainer no new lease: it would count its time from too late a start.
-            if self.on_renewed is not None and time.monotonic() - asked_at <= self._slack_s:
-                self.on_renewed()
+            with self._renewing:
+                if self.on_renewed is not None and time.monotonic() - asked_at <= self._slack_s:
+                    self.on_renewed()

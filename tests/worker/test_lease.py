@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -159,3 +160,21 @@ def test_what_is_to_be_stored_of_a_cancelled_job_waits_for_nothing(lease_setting
         with pytest.raises(StorageError):
             lease.insist(store)
     assert tries == [None]
+
+
+def test_no_call_outlasts_what_it_is_passed_on_to(lease_settings: Settings) -> None:
+    """It would write into a pipe that is closed by then, or into whatever has taken its number."""
+    begun, is_closed, late = threading.Event(), threading.Event(), threading.Event()
+
+    def renew() -> None:
+        begun.set()
+        is_closed.wait(0.3)
+        if is_closed.is_set():
+            late.set()
+
+    with Lease(Heart().beat, lease_settings, claimed_at=time.monotonic(), name="job") as lease:
+        with lease.passed_on(renew):
+            assert begun.wait(10)
+        is_closed.set()
+        time.sleep(0.2)
+    assert not late.is_set()
