@@ -94,7 +94,7 @@ class Lease:
 
     @contextlib.contextmanager
     def passed_on(self, renew: Callable[[], None]) -> Iterator[None]:
-        """Call `renew` after each renewal, in the lease's thread, as long as this context lasts: no call outlasts it."""
+        """Call `renew` after each renewal, in the lease's thread, while this context lasts; no call outlasts it."""
         self.on_renewed = renew
         try:
             yield
