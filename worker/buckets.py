@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.exceptions import BaseError
 
+from service.shared.checks import first_line
 from service.shared.object_stores import PAGE, PART_BYTES, is_missing_bucket, is_refusal, open_bucket
 from service.shared.sources import bucket_and_key
-from worker.failures import SourceError, source_too_large
+from worker.failures import SourceError, refuse_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -78,14 +79,14 @@ def fetch_from_bucket(uri: str, target: Path, settings: Settings, *, on_chunk: C
     try:
         if key and not key.endswith("/"):
             found = _described(obstore.head(store, key))
-            _refuse_large(found.size_bytes, settings.max_upload_bytes)
+            refuse_large(found.size_bytes, settings.max_upload_bytes)
             with target.open("xb") as file:
                 for part in _parts(store, found):
                     file.write(part)
                     go_on()
         else:
             objects = _objects(store, key, uri, go_on)
-            _refuse_large(sum(each.size_bytes for each in objects), settings.max_upload_bytes)
+            refuse_large(sum(each.size_bytes for each in objects), settings.max_upload_bytes)
             _pack(store, objects, key, target, go_on)
     except (OSError, BaseError) as error:
         raise _failure(error, uri) from error
@@ -169,11 +170,6 @@ def _described(meta: ObjectMeta) -> _Object:
     return _Object(meta["path"], meta["size"], etag, meta["last_modified"].replace(microsecond=0))
 
 
-def _refuse_large(size_bytes: int, limit: int) -> None:
-    if size_bytes > limit:
-        raise source_too_large(f"The dataset is larger than {limit} bytes.")
-
-
 def _failure(error: Exception, uri: str) -> SourceError:
     if is_missing_bucket(error):
         return SourceError("source_unavailable", f"There is no bucket of {uri}.", CHECK_NAME)
@@ -182,6 +178,6 @@ def _failure(error: Exception, uri: str) -> SourceError:
     if is_refusal(error):
         hint = "Their operator must check the AWS_* variables, and what they may read; then create the dataset again."
         return SourceError("source_unavailable", f"The bucket of {uri} refuses the workers' credentials.", hint)
-    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]
+    reason = f"{type(error).__name__}: {first_line(error)}"[:200]
     message, hint = f"{uri} could not be read ({reason}).", "Create the dataset again once the bucket answers."
     return SourceError("source_unavailable", message, hint, retryable=True)

@@ -72,6 +72,12 @@ def source_too_large(message: str) -> SourceError:
     return SourceError("source_too_large", message, hint)
 
 
+def refuse_large(size_bytes: int, limit: int) -> None:
+    """Raise SourceError for a dataset of more bytes than the limit."""
+    if size_bytes > limit:
+        raise source_too_large(f"The dataset is larger than {limit} bytes.")
+
+
 def last_words(said: Path, most_bytes: int) -> str:
     """The end of what a process wrote into a file, on one line and without the path of the folder it worked in."""
     text = said.read_bytes()[-most_bytes:].decode(errors="replace")

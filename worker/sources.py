@@ -12,7 +12,7 @@ from service.shared.errors import SourceRefusedError
 from service.shared.sources import S3, check_path, check_uri
 from worker.buckets import fetch_from_bucket
 from worker.download import download
-from worker.failures import SourceError, source_too_large
+from worker.failures import SourceError, refuse_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,19 +31,9 @@ def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, o
         SourceError: if it cannot be read, or may not be: settings may have changed since it was accepted.
     """
     try:
-        if source["type"] == "uri" and source["uri"].startswith(S3):
+        if source["type"] == "uri":
             check_uri(settings, source["uri"])
-            fetch_from_bucket(source["uri"], target, settings, on_chunk=on_chunk)
-        elif source["type"] == "uri":
-            check_uri(settings, source["uri"])
-            download(
-                source["uri"],
-                target,
-                max_bytes=settings.max_upload_bytes,
-                idle_timeout_s=settings.upload_idle_timeout_s,
-                timeout_s=settings.fetch_timeout_s,
-                on_chunk=on_chunk,
-            )
+            _fetch(source["uri"], target, settings, on_chunk)
         elif source["type"] == "demo":
             _draw(target, settings, on_chunk)
         else:
@@ -52,6 +42,20 @@ def fetch_archive(source: dict[str, str], target: Path, settings: Settings, *, o
         # It was accepted when the dataset was created.
         hint = "The server's settings have changed, or its workers have others: name an allowed place, or upload it."
         raise SourceError("source_refused", error.message, hint) from None
+
+
+def _fetch(uri: str, target: Path, settings: Settings, on_chunk: Callable[[], None]) -> None:
+    if uri.startswith(S3):
+        fetch_from_bucket(uri, target, settings, on_chunk=on_chunk)
+        return
+    download(
+        uri,
+        target,
+        max_bytes=settings.max_upload_bytes,
+        idle_timeout_s=settings.upload_idle_timeout_s,
+        timeout_s=settings.fetch_timeout_s,
+        on_chunk=on_chunk,
+    )
 
 
 def _draw(target: Path, settings: Settings, on_chunk: Callable[[], None]) -> None:
@@ -88,7 +92,7 @@ def _copy(source: Path, target: Path, settings: Settings, on_chunk: Callable[[],
         with source.open("rb") as content, target.open("xb") as file:
             while chunk := content.read(CHUNK_BYTES):
                 file.write(chunk)
-                _refuse_large(file.tell(), limit)
+                refuse_large(file.tell(), limit)
                 on_chunk()
     except PermissionError as error:
         hint = "Let the worker's user read it, then create the dataset again."
@@ -104,7 +108,7 @@ def _pack(folder: Path, target: Path, limit: int, on_chunk: Callable[[], None]) 
                 member = tarfile.TarInfo(path.relative_to(folder).as_posix())
                 member.size = os.fstat(content.fileno()).st_size
                 packed += member.size
-                _refuse_large(packed, limit)
+                refuse_large(packed, limit)
                 archive.addfile(member, content)
             on_chunk()
 
@@ -116,8 +120,3 @@ def _regular_files(folder: Path) -> Iterator[Path]:
             path = Path(top, name)
             if path.is_file() and not path.is_symlink():
                 yield path
-
-
-def _refuse_large(size_bytes: int, limit: int) -> None:
-    if size_bytes > limit:
-        raise source_too_large(f"The dataset is larger than {limit} bytes.")

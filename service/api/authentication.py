@@ -180,9 +180,13 @@ def _headers(standing: Standing) -> dict[str, str]:
     }
 
 
-def needed_scope(operation: str, method: str) -> Scope | None:
-    """What a key must have for an operation, by its name; None: any key will do."""
-    return SCOPES.get(operation, Scope.READ if method in ("GET", "HEAD") else Scope.WRITE)
+def accepted_scopes(operation: str, method: str) -> tuple[Scope, ...]:
+    """Scopes of which a key must have one for an operation, by its name, the least first; none: any key will do."""
+    is_reading = method in ("GET", "HEAD")
+    needed = SCOPES.get(operation, Scope.READ if is_reading else Scope.WRITE)
+    if needed is Scope.PREDICT and is_reading:
+        return Scope.PREDICT, Scope.READ  # what models there are is also told to those who may not ask them
+    return () if needed is None else (needed,)
 
 
 async def authorised(request: Request) -> Access:
@@ -192,9 +196,7 @@ async def authorised(request: Request) -> Access:
         ForbiddenError: if its key does not have the scope that the operation needs.
     """
     access: Access = request.scope["state"]["access"]
-    needed = needed_scope(request.scope["route"].name, request.method)
-    if needed is Scope.PREDICT and request.method in ("GET", "HEAD") and access.allows(Scope.READ):
-        return access  # which models there are is also told to those who may read, but not ask them
-    if needed is not None and not access.allows(needed):
-        raise ForbiddenError(f"This API key lacks the scope {needed.value!r}, which the operation needs.")
+    accepted = accepted_scopes(request.scope["route"].name, request.method)
+    if accepted and not any(access.allows(scope) for scope in accepted):
+        raise ForbiddenError(f"This API key lacks the scope {accepted[0].value!r}, which the operation needs.")
     return access

@@ -10,7 +10,7 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from service.api.authentication import PUBLIC, needed_scope
+from service.api.authentication import PUBLIC, accepted_scopes
 from service.api.bodies import JSON, MERGE_PATCH
 from service.api.deprecation import describe_headers
 from service.api.errors import PROBLEM_JSON, Problem, problem_responses
@@ -153,8 +153,13 @@ def _take_merge_patches(method: str, operation: dict[str, Any]) -> None:
         content[MERGE_PATCH] = content[JSON]
 
 
+def _scopes(method: str, operation: dict[str, Any]) -> tuple[Scope, ...]:
+    return accepted_scopes(operation["operationId"], method.upper())
+
+
 def _scope(method: str, operation: dict[str, Any]) -> Scope | None:
-    return needed_scope(operation["operationId"], method.upper())
+    """The least that is needed; None: nothing."""
+    return next(iter(_scopes(method, operation)), None)
 
 
 def _require_key(path: str, method: str, operation: dict[str, Any], *, keys_required: bool) -> None:
@@ -162,8 +167,8 @@ def _require_key(path: str, method: str, operation: dict[str, Any], *, keys_requ
         operation["security"] = []
         return
     scope = _scope(method, operation)
-    with_key: dict[str, list[str]] = {KEY: [] if scope is None else [scope.value]}
-    operation["security"] = [with_key] if keys_required else [{}, with_key]
+    with_key: list[dict[str, list[str]]] = [{KEY: [each.value]} for each in _scopes(method, operation)] or [{KEY: []}]
+    operation["security"] = with_key if keys_required else [{}, *with_key]
     if scope is not None:
         operation["x-required-scope"] = scope.value
 

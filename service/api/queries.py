@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
-from service.shared.errors import InvalidRequestError, fault
+from service.api.authentication import PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from fastapi import Request
     from fastapi.dependencies.models import Dependant
     from fastapi.routing import APIRoute
-
-PAGES = "/ui"
 
 
 @dataclass
@@ -31,22 +30,24 @@ class _Parameters:
 
 
 def require_known_query(request: Request) -> None:
-    """Raise InvalidRequestError, naming each, for parameters that the operation does not have or that come twice."""
+    """Raise RequestValidationError, naming each, for parameters that the operation does not have or that come twice."""
     if not request.scope["query_string"] or request.scope["path"].startswith(PAGES):
         return
     known = _parameters(request.scope["route"])
     faults = []
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
-        pointer = f"/query/{name.replace('~', '~0').replace('/', '~1')}"
         if name not in known.names and not known.are_checked:
             others = f"only {', '.join(sorted(known.names))}" if known.names else "none"
-            faults.append(fault(pointer, "extra_forbidden", f"there is no such parameter here, {others}"))
+            faults.append(_fault(name, "extra_forbidden", f"there is no such parameter here, {others}"))
         elif count > 1 and name not in known.lists:
-            faults.append(fault(pointer, "given_twice", "give it once"))
+            faults.append(_fault(name, "given_twice", "give it once"))
     if faults:
-        raise InvalidRequestError(
-            "; ".join(f"{each['pointer']}: {each['message']}" for each in faults[:5]), errors=faults
-        )
+        raise RequestValidationError(faults)
+
+
+def _fault(name: str, code: str, message: str) -> dict[str, Any]:
+    """As FastAPI finds them itself."""
+    return {"loc": ("query", name), "type": code, "msg": message}
 
 
 def _parameters(route: APIRoute) -> _Parameters:

@@ -232,15 +232,10 @@ class Settings(BaseSettings):
     def _words(cls, value: object) -> object:
         return [word.strip().lower() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
-    @field_validator("worker_gpus", mode="before")
+    @field_validator("worker_gpus", "dataset_buckets", mode="before")
     @classmethod
-    def _counts(cls, value: object) -> object:
+    def _parts(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("dataset_buckets", mode="before")
-    @classmethod
-    def _buckets(cls, value: object) -> object:
-        return [place.strip() for place in value.split(",") if place.strip()] if isinstance(value, str) else value
 
     @field_validator("dataset_buckets")
     @classmethod

@@ -92,6 +92,9 @@ def test_places_of_the_operator_are_fetched_from(folder: Path, service: Service,
     with started(tmp_path, tmp_path / "data", **operator) as own:
         told = run("places", own, folder)
         found = [own.get(f"/v1/datasets/{output.split()[1]}") for output in told]
+        command = f"sam3-lora datasets fetch s3://{s3.bucket}/teams/roboflow.zip --sha256 {'0' * 64}"
+        refused = guides.run(command, folder, own.url)
+    assert (refused.returncode, "sha256_mismatch" in refused.stderr) == (1, True)
     assert [(each["name"], each["summary"]["images"]) for each in found] == [
         *(("shapes", 5), ("roboflow.zip", 6)),
         ("shapes-coco", 5),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.schemas.lists import PageQuery, page_within
+from service.api.schemas.lists import PageQuery, cut, page_of
 from service.shared.db.models import Sweep
 from service.shared.errors import NotFoundError
 from service.shared.states import JobState
@@ -28,7 +28,8 @@ QUERIES = st.builds(
 
 
 def within(query: PageQuery) -> tuple[list[str], bool]:
-    page = page_within(ITEMS, query, lambda item: item)
+    rows, has_more = cut(ITEMS, query.window(), lambda item: item)
+    page = page_of(rows, has_more, lambda item: item, lambda item: item)
     assert (page.first_id, page.last_id) == ((page.data[0], page.data[-1]) if page.data else (None, None))
     return page.data, page.has_more
 
@@ -50,7 +51,7 @@ def test_pages_are_those_that_the_database_would_give(database: Database) -> Non
 @pytest.mark.parametrize("cursor", ["after", "before"])
 def test_an_item_that_is_not_there_begins_no_page(cursor: str) -> None:
     with pytest.raises(NotFoundError, match="no item 'gone'"):
-        page_within(ITEMS, PageQuery(**{cursor: "gone"}), lambda item: item)
+        cut(ITEMS, PageQuery(**{cursor: "gone"}).window(), lambda item: item)
 
 
 def walk(api: Api, url: str, **params: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from service.api.schemas.api_keys import (
     api_key_read,
     me,
 )
-from service.api.schemas.lists import Page, PageOf, page_within
+from service.api.schemas.lists import Page, PageOf, cut, page_of
 from service.usecases import access as usecase
 
 router = APIRouter(tags=["access"], route_class=StrictJsonRoute)
@@ -57,8 +57,8 @@ def create_api_key(response: Response, unit: WriteUnit, access: RequestAccess, b
 @router.get("/api_keys", responses=problem_responses(403, 404, 422, 503))
 def list_api_keys(unit: ReadUnit, query: PageOf) -> Page[ApiKeyRead]:
     """Keys of the project, newest first, also those that were revoked."""
-    reads = [api_key_read(key) for key in reversed(unit.api_keys.list())]
-    return page_within(reads, query, lambda read: read.id)
+    rows, has_more = cut(unit.api_keys.list()[::-1], query.window(), lambda row: row.id)
+    return page_of(rows, has_more, api_key_read, lambda read: read.id)
 
 
 @router.get("/api_keys/{key_id}", responses=problem_responses(403, 404, 422, 503))

@@ -14,7 +14,7 @@ from service.api.response_headers import headers as described
 from service.api.schemas.checkpoints import CheckpointRead, checkpoint_read
 from service.api.schemas.job_queries import METADATA_PARAMETER, JobQuery
 from service.api.schemas.jobs import JobCreate, JobPatch, JobRead, job_spec
-from service.api.schemas.lists import Page, PageOf, page_of, page_within
+from service.api.schemas.lists import Page, PageOf, cut, page_of
 from service.api.waiting import requested_wait
 from service.shared.errors import PreconditionFailedError
 from service.usecases import actions
@@ -143,5 +143,5 @@ def _headers(view: JobView) -> dict[str, str]:
 def list_checkpoints(unit: ReadUnit, job_id: JobId, query: PageOf) -> Page[CheckpointRead]:
     """Saved checkpoints, newest first, with the hashes of their files. Few are kept: the best, and the last ones."""
     unit.jobs.get(job_id)
-    reads = [checkpoint_read(checkpoint) for checkpoint in reversed(unit.checkpoints.list(job_id))]
-    return page_within(reads, query, lambda read: read.id)
+    rows, has_more = cut(unit.checkpoints.list(job_id)[::-1], query.window(), lambda row: row.id)
+    return page_of(rows, has_more, checkpoint_read, lambda read: read.id)

@@ -85,5 +85,6 @@ def event_read(event: JobEvent) -> EventRead:
 
 
 def data_of(event: JobEvent) -> dict[str, Any]:
+    """What the event holds for programs."""
     # Workers of earlier releases stored what the trainer reported as it was.
     return without_paths(event.data) if event.type == EventType.RESOLVED else event.data

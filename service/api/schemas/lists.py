@@ -110,23 +110,20 @@ def page_of(rows: Sequence[Row], has_more: bool, read: Callable[[Row], T], id_of
     return Page(data=data, first_id=first, last_id=last, has_more=has_more)
 
 
-def page_within(reads: Sequence[T], query: PageQuery, id_of: Callable[[T], str]) -> Page[T]:
-    """A page of a list that is short by nature and given whole, oldest first.
+def cut(rows: Sequence[Row], window: Window, id_of: Callable[[Row], str]) -> tuple[Sequence[Row], bool]:
+    """What a repository's `list` gives, of a list that is short by nature and given whole, oldest first.
 
     Raises:
         NotFoundError: if the list has no item that `after` or `before` names.
     """
-    ordered = list(reads) if query.order == "asc" else list(reads)[::-1]
-    places = {id_of(read): place for place, read in enumerate(ordered)}
-    for cursor in (query.after, query.before):
+    ordered = rows[::-1] if window["descending"] else rows
+    after, before, limit = window["after"], window["before"], window["limit"]
+    places = {id_of(row): place for place, row in enumerate(ordered)}
+    for cursor in (after, before):
         if cursor is not None and cursor not in places:
             raise NotFoundError(f"The list has no item {cursor!r}; a newer one may have taken its place.")
-    begin = 0 if query.after is None else places[query.after] + 1
-    if query.before is None:
-        end = min(begin + query.limit, len(ordered))
-        has_more = end < len(ordered)
-    else:
-        end = places[query.before]
-        has_more = end - query.limit > begin
-        begin = max(begin, end - query.limit)
-    return page_of(ordered[begin:end], has_more, lambda read: read, id_of)
+    begin = 0 if after is None else places[after] + 1
+    if before is None:
+        return ordered[begin : begin + limit], begin + limit < len(ordered)
+    end = places[before]
+    return ordered[max(begin, end - limit) : end], end - limit > begin

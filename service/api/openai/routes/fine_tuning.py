@@ -27,8 +27,8 @@ from service.api.openai.schemas.fine_tuning import (
 from service.api.openai.schemas.lists import Cursor
 from service.api.schemas.job_queries import METADATA_PARAMETER
 from service.api.schemas.jobs import JobCreate, JobRead, job_spec
-from service.api.schemas.lists import Page, page_of
-from service.shared.errors import NotFoundError, ServiceError
+from service.api.schemas.lists import Page, cut, page_of
+from service.shared.errors import ServiceError
 from service.usecases import actions
 from service.usecases.idempotency import Keyed, fingerprint
 
@@ -118,17 +118,11 @@ def list_fine_tuning_checkpoints(
 ) -> Page[FineTuningCheckpointRead]:
     """Saved checkpoints, newest first. Few are kept of a job: the best, and the last ones."""
     unit.jobs.get(fine_tuning_job_id)
-    rows = unit.checkpoints.list(fine_tuning_job_id)
-    if query.after is not None:
-        ids = [checkpoint.id for checkpoint in rows]
-        if query.after not in ids:
-            raise NotFoundError(f"There is no checkpoint {query.after!r}; a newer one may have taken its place.")
-        rows = rows[ids.index(query.after) + 1 :]
-    page = rows[: query.items]
-    points = unit.metrics.at_steps(fine_tuning_job_id, {checkpoint.step for checkpoint in page})
+    rows, has_more = cut(unit.checkpoints.list(fine_tuning_job_id)[::-1], query.window(), lambda row: row.id)
+    points = unit.metrics.at_steps(fine_tuning_job_id, {checkpoint.step for checkpoint in rows})
     return page_of(
-        page,
-        len(rows) > query.items,
+        rows,
+        has_more,
         lambda row: checkpoint_read(row, [point for point in points if point.step == row.step]),
         lambda read: read.id,
     )
